@@ -1,0 +1,2 @@
+//! The mount.
+pub mod source;

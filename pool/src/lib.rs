@@ -1,0 +1,2 @@
+//! Memory that hosts lend, and one-sided access to it.
+pub mod transport;
