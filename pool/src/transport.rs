@@ -28,6 +28,26 @@ pub struct Write<'a> {
     pub from: &'a [u8],
 }
 
+/// What a donor says of one region.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct RegionInfo {
+    /// Its number, unique within donor and epoch.
+    pub id: RegionId,
+    /// Its length in bytes.
+    pub len: u64,
+    /// Backed by huge pages (hugetlb).
+    pub huge_pages: bool,
+}
+
+/// What a connection may do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Access {
+    /// Reads only: what a mount needs.
+    Read,
+    /// Reads and writes: what an ingest or a refill needs.
+    ReadWrite,
+}
+
 /// How the bytes travel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum TransportKind {
@@ -37,12 +57,40 @@ pub enum TransportKind {
     Shm,
 }
 
+impl TransportKind {
+    /// The word used in addresses and for people: `"local"`, `"shm"`.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Local => "local",
+            Self::Shm => "shm",
+        }
+    }
+}
+
+impl std::fmt::Display for TransportKind {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
 /// A connection to the regions that one donor lends in one epoch.
 ///
 /// Batches are pipelined inside and block outside. A batch either moves every byte or returns an
 /// error, after which destinations are unspecified and nothing more is written to them. The bytes
 /// are *not* verified here: memory that others write can change at any time, so callers check
 /// digests on what was copied out.
+///
+/// What every implementation keeps, and `pool/tests/contract` checks:
+/// - an empty batch succeeds, whatever the deadline and the state of the donor;
+/// - otherwise a deadline that has passed gives [`TransportError::Deadline`] and moves nothing;
+/// - a batch with one operation out of bounds gives [`TransportError::OutOfBounds`] for the first
+///   such operation and moves nothing; an operation of no bytes is in bounds up to and including
+///   the end of a region that exists;
+/// - operations of one batch may overlap; writes of one batch take effect in their order;
+/// - a read beside a write of the same bytes sees each byte old or new, in any mixture;
+/// - once the donor is gone or in another epoch every batch but the empty one fails with
+///   [`TransportError::Unreachable`] or [`TransportError::WrongEpoch`], and goes on failing. It may
+///   take the connection a moment to notice: until then reads give what the memory holds.
 ///
 /// There are no default methods: a wrapper that forgets a hook does not compile.
 pub trait Transport: Send + Sync + std::fmt::Debug {
@@ -90,7 +138,8 @@ pub enum TransportError {
         #[source]
         source: std::io::Error,
     },
-    /// The peer broke the protocol or lied about what it lends: do not use it again.
+    /// The peer broke the protocol or lied about what it lends, or does not let this process do
+    /// what it asks for (write on a read-only connection, a wrong token): do not use it again.
     #[error("donor at {address} refused: {reason}")]
     Refused {
         /// Address of the peer.
@@ -101,4 +150,35 @@ pub enum TransportError {
     /// The deadline passed first.
     #[error("deadline passed")]
     Deadline,
+}
+
+/// Checks that `offset..+len` lies in a region of `region_len` bytes (`None`: there is no such
+/// region) and gives the offset as an index. Sums cannot overflow.
+pub(crate) fn bounds(
+    region: RegionId,
+    region_len: Option<u64>,
+    offset: u64,
+    len: usize,
+) -> Result<usize, TransportError> {
+    let len = len as u64;
+    let inside = region_len.is_some_and(|end| offset <= end && len <= end - offset);
+    match usize::try_from(offset) {
+        Ok(start) if inside => Ok(start),
+        _ => Err(TransportError::OutOfBounds { region, offset, len }),
+    }
+}
+
+/// Fails once `deadline` has passed.
+pub(crate) fn in_time(deadline: Instant) -> Result<(), TransportError> {
+    if Instant::now() < deadline { Ok(()) } else { Err(TransportError::Deadline) }
+}
+
+/// An [`TransportError::Unreachable`] of `address`.
+pub(crate) fn unreachable(address: impl Into<String>, source: std::io::Error) -> TransportError {
+    TransportError::Unreachable { address: address.into(), source }
+}
+
+/// A [`TransportError::Refused`] of `address`.
+pub(crate) fn refused(address: impl Into<String>, reason: impl Into<String>) -> TransportError {
+    TransportError::Refused { address: address.into(), reason: reason.into() }
 }

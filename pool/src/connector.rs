@@ -1,0 +1,210 @@
+//! The connections of a process to the donors it uses.
+//!
+//! A [`Connector`] connects when bytes are first wanted, keeps the connection, drops it when it
+//! dies, and tries once more before it says so. Callers that want the same donor at the same time
+//! share one attempt. A donor that failed is left alone for a while, longer each time, and callers
+//! get its last error at once instead of waiting for the next.
+
+use std::{
+    fmt, io,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use crate::{
+    shm::{self, ShmTransport, frames::Token},
+    transport::{Access, Read, Transport, TransportError, TransportKind, Write, in_time, unreachable},
+};
+
+mod cache;
+
+use cache::{Cache, Lookup};
+
+/// A donor in one epoch, and where it can be found.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Endpoint {
+    /// Donor by metad's number.
+    pub donor: u64,
+    /// The epoch that the caller's locations are of.
+    pub epoch: u64,
+    /// Where it listens, best first: `"shm:/run/harbour/donor.sock"`. Those of transports that
+    /// this process does not know are passed over.
+    pub addresses: Vec<String>,
+}
+
+/// How connections are made.
+pub trait Dial: Send + Sync + fmt::Debug {
+    /// Connects to `endpoint` in its epoch before `deadline`, or says why not.
+    fn dial(&self, endpoint: &Endpoint, deadline: Instant) -> Result<Arc<dyn Transport>, TransportError>;
+}
+
+/// Connects by address, over the transports of this crate.
+#[derive(Clone, Copy, Debug)]
+pub struct AddressDialer {
+    /// What the connections will be used for.
+    pub access: Access,
+    /// What to show to donors.
+    pub token: Token,
+}
+
+/// Bounds of a [`Connector`].
+#[derive(Clone, Copy, Debug)]
+pub struct ConnectorConfig {
+    /// Donors known at one time, with a connection or set aside; the one unused for longest goes.
+    pub max_connections: usize,
+    /// The longest that one attempt may take, whatever the caller's deadline.
+    pub connect_timeout: Duration,
+    /// How long a donor is set aside after its first failure; doubles with each that follows.
+    pub backoff_min: Duration,
+    /// The longest that a donor is set aside; at once when it refused or is in another epoch.
+    pub backoff_max: Duration,
+}
+
+impl Default for ConnectorConfig {
+    /// 64 donors, 1 s to connect, set aside for 50 ms to 5 s.
+    fn default() -> Self {
+        Self {
+            max_connections: 64,
+            connect_timeout: Duration::from_secs(1),
+            backoff_min: Duration::from_millis(50),
+            backoff_max: Duration::from_secs(5),
+        }
+    }
+}
+
+/// Connections by (donor, epoch). Shared between threads by reference.
+#[derive(Debug)]
+pub struct Connector {
+    dial: Arc<dyn Dial>,
+    config: ConnectorConfig,
+    cache: Cache,
+}
+
+impl Connector {
+    /// A connector with no connections yet.
+    pub fn new(dial: Arc<dyn Dial>, config: ConnectorConfig) -> Self {
+        Self { dial, config, cache: Cache::new(config) }
+    }
+
+    /// A connector over [`AddressDialer`] with the default bounds.
+    pub fn by_address(access: Access, token: Token) -> Self {
+        Self::new(Arc::new(AddressDialer { access, token }), ConnectorConfig::default())
+    }
+
+    /// [`Transport::read`] over the connection to `endpoint`, made when there is none.
+    pub fn read(
+        &self,
+        endpoint: &Endpoint,
+        batch: &mut [Read<'_>],
+        deadline: Instant,
+    ) -> Result<(), TransportError> {
+        if batch.is_empty() {
+            return Ok(());
+        }
+        self.with(endpoint, deadline, |transport| transport.read(batch, deadline))
+    }
+
+    /// [`Transport::write`] over the connection to `endpoint`, made when there is none.
+    pub fn write(
+        &self,
+        endpoint: &Endpoint,
+        batch: &[Write<'_>],
+        deadline: Instant,
+    ) -> Result<(), TransportError> {
+        if batch.is_empty() {
+            return Ok(());
+        }
+        self.with(endpoint, deadline, |transport| transport.write(batch, deadline))
+    }
+
+    /// The connection to `endpoint`, made when there is none.
+    pub fn connection(
+        &self,
+        endpoint: &Endpoint,
+        deadline: Instant,
+    ) -> Result<Arc<dyn Transport>, TransportError> {
+        self.find(endpoint, deadline).map(|(transport, _)| transport)
+    }
+
+    /// How bytes travel from `donor` now; `None` when there is no connection to it.
+    pub fn kind(&self, donor: u64) -> Option<TransportKind> {
+        self.cache.ready(donor).map(|transport| transport.kind())
+    }
+
+    /// Drops all that is known of `donor`, to be called when metad says that it left.
+    pub fn forget(&self, donor: u64) {
+        self.cache.forget(donor);
+    }
+
+    fn with(
+        &self,
+        endpoint: &Endpoint,
+        deadline: Instant,
+        mut call: impl FnMut(&dyn Transport) -> Result<(), TransportError>,
+    ) -> Result<(), TransportError> {
+        let key = (endpoint.donor, endpoint.epoch);
+        let mut again = true;
+        loop {
+            let (transport, fresh) = self.find(endpoint, deadline)?;
+            let Err(error) = call(&*transport) else { return Ok(()) };
+            match &error {
+                TransportError::OutOfBounds { .. } | TransportError::Deadline => return Err(error),
+                // A connection that died while it lay here says nothing of the donor as it is now.
+                TransportError::Unreachable { .. } if again && !fresh => self.cache.drop_dead(key, &transport),
+                TransportError::Unreachable { .. }
+                | TransportError::Refused { .. }
+                | TransportError::WrongEpoch { .. } => {
+                    self.cache.set_aside(key, &transport, &error);
+                    return Err(error);
+                }
+            }
+            again = false;
+        }
+    }
+
+    /// A connection, and whether this call made it.
+    fn find(
+        &self,
+        endpoint: &Endpoint,
+        deadline: Instant,
+    ) -> Result<(Arc<dyn Transport>, bool), TransportError> {
+        in_time(deadline)?;
+        let attempt = match self.cache.look_up((endpoint.donor, endpoint.epoch), deadline)? {
+            Lookup::Ready(transport) => return Ok((transport, false)),
+            Lookup::Dial(attempt) => attempt,
+        };
+        let limit = deadline.min(Instant::now() + self.config.connect_timeout);
+        match self.dial.dial(endpoint, limit) {
+            Ok(transport) => {
+                attempt.succeeded(Arc::clone(&transport));
+                Ok((transport, true))
+            }
+            // Too little time was left to this caller: no reason to keep others from trying.
+            Err(TransportError::Deadline) if limit == deadline => Err(TransportError::Deadline),
+            Err(TransportError::Deadline) => {
+                let error = unreachable(endpoint.addresses.join(", "), io::ErrorKind::TimedOut.into());
+                attempt.failed(&error);
+                Err(error)
+            }
+            Err(error) => {
+                attempt.failed(&error);
+                Err(error)
+            }
+        }
+    }
+}
+
+impl Dial for AddressDialer {
+    fn dial(&self, endpoint: &Endpoint, deadline: Instant) -> Result<Arc<dyn Transport>, TransportError> {
+        let Some(path) = endpoint.addresses.iter().find_map(|address| shm::path_of(address)) else {
+            let reason = "no address of a transport that this process knows";
+            let source = io::Error::new(io::ErrorKind::Unsupported, reason);
+            return Err(unreachable(format!("[{}]", endpoint.addresses.join(", ")), source));
+        };
+        let transport = ShmTransport::connect(&path, endpoint.epoch, self.access, self.token, deadline)?;
+        Ok(Arc::new(transport))
+    }
+}
+
+#[cfg(test)]
+mod tests;

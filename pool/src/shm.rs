@@ -1,0 +1,259 @@
+//! `shm`: a donor's memfds, mapped by the reader. Truly one-sided: after the handshake the donor's
+//! process is not asked again.
+//!
+//! The connection stays open for as long as the memory may be used. A thread of its own waits on
+//! it; when the donor closes it, dies, or takes its memory back, the thread marks the connection
+//! and lets go of the mappings, so that the host gets its memory even from readers that are idle.
+//!
+//! A mapping of a donor's memory can still fault where no copy may fail: on a memory error of the
+//! hardware, and on huge pages that the donor gave back while this process read them and that the
+//! host has none left of. Both end the process with SIGBUS.
+
+use std::{
+    io,
+    os::fd::{AsFd, AsRawFd},
+    path::{Path, PathBuf},
+    sync::Arc,
+    thread::JoinHandle,
+    time::Instant,
+};
+
+use nix::sys::socket::{Shutdown, shutdown};
+
+use crate::{
+    memory::Memory,
+    sys::{self, Mapping},
+    transport::{
+        Access, Read, RegionId, RegionInfo, Transport, TransportError, TransportKind, Write, bounds, in_time,
+        refused, unreachable,
+    },
+};
+
+pub mod frames;
+mod link;
+pub(crate) mod socket;
+
+use frames::{Answer, Hello, MAX_ANSWER_LEN_BYTES, Refusal, Token};
+use link::Link;
+
+/// A deadline is looked at after every so many bytes: half a millisecond's worth of copying.
+const STEP_BYTES: usize = 4 << 20;
+
+/// A connection to a donor on this host.
+#[derive(Debug)]
+pub struct ShmTransport {
+    link: Arc<Link>,
+    regions: Vec<RegionInfo>,
+    epoch: u64,
+    access: Access,
+    watcher: Option<JoinHandle<()>>,
+}
+
+impl ShmTransport {
+    /// Connects to the donor whose socket is at `path`. `epoch` is the one that the caller's
+    /// locations are of, or 0 for whichever the donor is in.
+    ///
+    /// # Errors
+    /// `Unreachable` when nobody answers there or the donor is busy, `WrongEpoch`, `Refused` when
+    /// the donor refuses, breaks the protocol, or passes something that is not the memory it
+    /// announces, `Deadline`.
+    pub fn connect(
+        path: &Path,
+        epoch: u64,
+        access: Access,
+        token: Token,
+        deadline: Instant,
+    ) -> Result<Self, TransportError> {
+        in_time(deadline)?;
+        let address = address_of(path);
+        let lost = |source| unreachable(&address, source);
+        let socket = socket::dial(path, deadline).map_err(lost)?.ok_or(TransportError::Deadline)?;
+        let hello = Hello { access, epoch, token };
+        socket::send(socket.as_fd(), &hello.encode(), &[]).map_err(lost)?;
+        if !socket::wait_readable(socket.as_fd(), deadline).map_err(lost)? {
+            return Err(TransportError::Deadline);
+        }
+        // One byte more than the longest answer, so that a longer one shows.
+        let mut packet = [0; MAX_ANSWER_LEN_BYTES + 1];
+        let received = sys::receive(socket.as_fd(), &mut packet).map_err(lost)?;
+        if received.len == 0 {
+            return Err(lost(io::ErrorKind::ConnectionReset.into()));
+        }
+        if received.truncated {
+            return Err(refused(&address, "a message longer than any"));
+        }
+        let bytes = packet.get(..received.len).unwrap_or_default();
+        let answer = Answer::parse(bytes).map_err(|error| refused(&address, error.to_string()))?;
+        let (actual, regions) = welcome(answer, epoch, &address)?;
+        let mapped = map(&regions, received.fds, access).map_err(|reason| refused(&address, reason))?;
+        let link = Arc::new(Link::new(address, actual, socket, mapped));
+        let watcher = link.watch().map_err(|error| unreachable(link.address(), error))?;
+        Ok(Self { link, regions, epoch: actual, access, watcher: Some(watcher) })
+    }
+
+    /// What the donor lends, by growing id.
+    pub fn regions(&self) -> &[RegionInfo] {
+        &self.regions
+    }
+
+    /// What this connection may do.
+    pub fn access(&self) -> Access {
+        self.access
+    }
+}
+
+impl Transport for ShmTransport {
+    fn read(&self, batch: &mut [Read<'_>], deadline: Instant) -> Result<(), TransportError> {
+        if batch.is_empty() {
+            return Ok(());
+        }
+        in_time(deadline)?;
+        let regions = self.link.regions()?;
+        for read in &*batch {
+            bounds(read.region, regions.len_of(read.region), read.offset, read.into.len())?;
+        }
+        for read in batch {
+            let Some(region) = regions.get(read.region) else { continue };
+            let mut at = bounds(read.region, Some(region.memory.len()), read.offset, read.into.len())?;
+            for step in read.into.chunks_mut(STEP_BYTES) {
+                in_time(deadline)?;
+                if !region.mapping.copy_out(at, step) {
+                    return Err(outside(read.region, at, step.len()));
+                }
+                at += step.len();
+            }
+        }
+        Ok(())
+    }
+
+    fn write(&self, batch: &[Write<'_>], deadline: Instant) -> Result<(), TransportError> {
+        if batch.is_empty() {
+            return Ok(());
+        }
+        in_time(deadline)?;
+        if self.access != Access::ReadWrite {
+            return Err(refused(self.link.address(), "the connection was made for reading only"));
+        }
+        let regions = self.link.regions()?;
+        for write in batch {
+            bounds(write.region, regions.len_of(write.region), write.offset, write.from.len())?;
+        }
+        for write in batch {
+            let Some(region) = regions.get(write.region) else { continue };
+            let mut at = bounds(write.region, Some(region.memory.len()), write.offset, write.from.len())?;
+            for step in write.from.chunks(STEP_BYTES) {
+                in_time(deadline)?;
+                region.put(write.region, at, step, self.link.address())?;
+                at += step.len();
+            }
+        }
+        Ok(())
+    }
+
+    fn epoch(&self) -> u64 {
+        self.epoch
+    }
+
+    fn kind(&self) -> TransportKind {
+        TransportKind::Shm
+    }
+}
+
+impl Drop for ShmTransport {
+    fn drop(&mut self) {
+        // Wakes the watcher, which then ends; the donor sees the end of the connection.
+        if let Err(error) = shutdown(self.link.socket().as_raw_fd(), Shutdown::Both) {
+            tracing::trace!(%error, "a connection was already shut down");
+        }
+        if let Some(watcher) = self.watcher.take()
+            && watcher.join().is_err()
+        {
+            tracing::error!(address = self.link.address(), "the watcher of a connection panicked");
+        }
+    }
+}
+
+/// One region, here.
+#[derive(Debug)]
+struct Mapped {
+    id: RegionId,
+    memory: Memory,
+    mapping: Mapping,
+}
+
+/// All regions of a donor, by growing id.
+#[derive(Debug)]
+struct Regions(Vec<Mapped>);
+
+impl Regions {
+    fn get(&self, id: RegionId) -> Option<&Mapped> {
+        self.0.binary_search_by_key(&id, |region| region.id).ok().and_then(|index| self.0.get(index))
+    }
+
+    fn len_of(&self, id: RegionId) -> Option<u64> {
+        self.get(id).map(|region| region.memory.len())
+    }
+}
+
+impl Mapped {
+    fn put(&self, id: RegionId, at: usize, from: &[u8], address: &str) -> Result<(), TransportError> {
+        if self.memory.huge_pages() {
+            return if self.mapping.copy_in(at, from) { Ok(()) } else { Err(outside(id, at, from.len())) };
+        }
+        self.memory.write_at(from, at as u64).map_err(|source| unreachable(address, source))
+    }
+}
+
+/// The form in which a donor's socket appears in addresses: `"shm:/run/harbour/donor.sock"`.
+pub fn address_of(path: &Path) -> String {
+    format!("{}:{}", TransportKind::Shm, path.display())
+}
+
+/// The path in an address of the form that [`address_of`] gives, or `None` for other transports.
+pub fn path_of(address: &str) -> Option<PathBuf> {
+    address.strip_prefix(TransportKind::Shm.name())?.strip_prefix(':').map(PathBuf::from)
+}
+
+fn outside(region: RegionId, at: usize, len: usize) -> TransportError {
+    TransportError::OutOfBounds { region, offset: at as u64, len: len as u64 }
+}
+
+fn welcome(answer: Answer, wanted: u64, address: &str) -> Result<(u64, Vec<RegionInfo>), TransportError> {
+    match answer {
+        Answer::Welcome { epoch, regions } if wanted == 0 || wanted == epoch => Ok((epoch, regions)),
+        Answer::Welcome { epoch, .. } => {
+            Err(refused(address, format!("asked for epoch {wanted} it lends epoch {epoch}")))
+        }
+        Answer::WrongEpoch { actual } if actual != wanted => {
+            Err(TransportError::WrongEpoch { wanted, actual })
+        }
+        Answer::Refused(Refusal::Busy) => {
+            let busy = io::Error::new(io::ErrorKind::WouldBlock, Refusal::Busy.to_string());
+            Err(unreachable(address, busy))
+        }
+        Answer::Refused(refusal) => Err(refused(address, refusal.to_string())),
+        Answer::WrongEpoch { .. } | Answer::Revoked { .. } => Err(refused(address, "an answer out of place")),
+    }
+}
+
+/// Checks and maps what came with a welcome. The error says what is wrong with it.
+fn map(
+    regions: &[RegionInfo],
+    fds: Vec<std::os::fd::OwnedFd>,
+    access: Access,
+) -> Result<Regions, String> {
+    if fds.len() != regions.len() {
+        return Err(format!("{} regions with {} descriptors", regions.len(), fds.len()));
+    }
+    let mut mapped = Vec::with_capacity(regions.len());
+    for (region, fd) in regions.iter().zip(fds) {
+        let name = region.id.0;
+        let memory = Memory::received(fd, region.len).map_err(|what| format!("region {name} is {what}"))?;
+        // Ordinary pages are written through the file; only huge ones need a writable mapping.
+        let writable = access == Access::ReadWrite && memory.huge_pages();
+        let mapping = Mapping::new(&memory, writable)
+            .map_err(|error| format!("region {name} cannot be mapped: {error}"))?;
+        mapped.push(Mapped { id: region.id, memory, mapping });
+    }
+    Ok(Regions(mapped))
+}
