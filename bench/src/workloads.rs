@@ -1,0 +1,345 @@
+//! File workloads on every target, interleaved.
+//!
+//! In each round every workload runs on every target before the next workload starts, and the
+//! order of targets moves on by one each round: what the machine does meanwhile hits all alike.
+
+use std::{
+    collections::HashMap,
+    fs::{self, File},
+    io::Read as _,
+    path::{Path, PathBuf},
+    process::Command,
+    time::Instant,
+};
+
+use anyhow::Context as _;
+use clap::Args;
+
+use crate::{
+    Common, command,
+    data::{Data, content::Rng},
+    fio::{self, Job},
+    harbour::Harbour,
+    mounts,
+    report::{GB_PER_S, K_PER_S, Report, SECONDS, Unit},
+    sandbox::Place,
+    targets::{self, DIRS, EXT4, SQUASHFUSE, Target, VIEW},
+};
+
+/// `harbour-bench workloads`
+#[derive(Clone, Debug, Args)]
+pub(crate) struct Options {
+    #[command(flatten)]
+    pub(crate) common: Common,
+    /// Only these targets, like ext4,harbour-view,overlay-ext4
+    #[arg(long, value_delimiter = ',', value_name = "NAMES")]
+    targets: Vec<String>,
+    /// Only these workloads, like tar,stat,seq-1m
+    #[arg(long, value_delimiter = ',', value_name = "NAMES")]
+    only: Vec<String>,
+}
+
+/// Modules that a small program pulls in: some of Python and some of C.
+const PYTHON: &str = "import json, sqlite3, ssl, http.client, email.message, decimal, hashlib";
+
+/// One workload.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Work {
+    /// fio on the large file.
+    Fio(&'static str, Job),
+    /// GNU tar of the small files into a pipe.
+    Tar,
+    /// `find -ls` of the metadata set into a pipe.
+    Find,
+    /// lstat of every name of the metadata set, in random order.
+    Stat,
+    /// open, read to the end and close of every small file, in random order.
+    OpenRead,
+    /// A Python interpreter that imports some modules and ends.
+    Python,
+}
+
+const WORKS: [Work; 9] = [
+    Work::Fio("seq-1m", Job::Sequential(1 << 20)),
+    Work::Fio("seq-128k", Job::Sequential(128 << 10)),
+    Work::Fio("rand-4k-1", Job::Random4K(1)),
+    Work::Fio("rand-4k-4", Job::Random4K(4)),
+    Work::Tar,
+    Work::Find,
+    Work::Stat,
+    Work::OpenRead,
+    Work::Python,
+];
+
+/// What workloads read besides the target.
+struct Inputs {
+    big_bytes: u64,
+    fio_seconds: u32,
+    small: Vec<String>,
+    meta: Vec<String>,
+}
+
+/// A value and how much was seen for it: all targets must show the same.
+struct Measured {
+    value: f64,
+    amount: u64,
+}
+
+/// Runs them.
+pub(crate) fn run(options: &Options, place: &Place) -> anyhow::Result<Report> {
+    let common = &options.common;
+    let data = Data::load(&common.data)?;
+    let rounds = common.rounds(5);
+    let mut report = Report::new("workloads", rounds, common.quick, &[EXT4, SQUASHFUSE]);
+    report.settings.insert("data".to_owned(), data.text());
+    let inputs = Inputs {
+        big_bytes: data.big_bytes,
+        fio_seconds: if common.quick { 1 } else { 3 },
+        small: shuffled(&common.data.join("small.list"), 1)?,
+        meta: shuffled(&common.data.join("meta.list"), 2)?,
+    };
+    let want = |name: &str| {
+        options.targets.is_empty() || options.targets.iter().any(|t| t.ends_with(name))
+    };
+    let harbour = if want(DIRS) || want(VIEW) {
+        Some(pooled(common, &data, place).context("harbour does not serve the data")?)
+    } else {
+        None
+    };
+    let mut ours = Vec::new();
+    if let Some(harbour) = &harbour {
+        let manifest = &data.image("bench")?.manifest;
+        ours.push((DIRS, harbour.root(manifest)?));
+        match harbour.view(manifest) {
+            Ok(view) => ours.push((VIEW, view)),
+            Err(why) => report.skip(VIEW, why),
+        }
+    }
+    let targets = targets::build(&common.data, place, ours, &options.targets, &mut report);
+    let measured: Vec<&Target> = targets.iter().filter(|target| target.measured).collect();
+    let mut works: Vec<Work> = WORKS
+        .into_iter()
+        .filter(|w| chosen(&options.only, w.name()))
+        .collect();
+    if works.contains(&Work::Python) && !data.python {
+        works.retain(|work| *work != Work::Python);
+        report.skip(
+            Work::Python.name(),
+            "the data was made without --python-root",
+        );
+    }
+    let mut amounts = HashMap::new();
+    for round in 0..rounds {
+        for work in &works {
+            command::note(&format!("round {} of {rounds}: {}", round + 1, work.name()));
+            for place in 0..measured.len() {
+                let target = measured[(place + round as usize) % measured.len()];
+                if let Err(why) = both(*work, target, &inputs, round, &mut amounts, &mut report) {
+                    report.skip(&format!("{} on {}", work.name(), target.name), why);
+                }
+            }
+        }
+    }
+    report.series.sort_by_key(|s| {
+        let work = WORKS.iter().position(|w| w.name() == s.workload);
+        let target = targets.iter().position(|t| t.name == s.target);
+        (work, s.mode.clone(), target)
+    });
+    Ok(report)
+}
+
+fn chosen(only: &[String], name: &str) -> bool {
+    only.is_empty() || only.iter().any(|o| o == name)
+}
+
+/// A pool with the data in it.
+fn pooled(common: &Common, data: &Data, place: &Place) -> anyhow::Result<Harbour> {
+    let image = data.image("bench")?;
+    let harbour = Harbour::up(&common.harbour, place, "w", image.unpacked_bytes, &[])?;
+    let seconds = harbour.pull(&format!("oci:{}:bench", common.data.join("oci").display()))?;
+    command::note(&format!(
+        "pooled {} MB in {seconds:.1} s",
+        image.unpacked_bytes / 1_000_000
+    ));
+    Ok(harbour)
+}
+
+/// Names of a set, in an order that no directory has.
+fn shuffled(list: &Path, seed: u64) -> anyhow::Result<Vec<String>> {
+    let text =
+        fs::read_to_string(list).with_context(|| format!("cannot read {}", list.display()))?;
+    let mut names: Vec<String> = text.lines().map(str::to_owned).collect();
+    Rng::new(seed).shuffle(&mut names);
+    Ok(names)
+}
+
+/// One cold and one warm value of a workload on a target.
+fn both(
+    work: Work,
+    target: &Target,
+    inputs: &Inputs,
+    round: u32,
+    amounts: &mut HashMap<&'static str, u64>,
+    report: &mut Report,
+) -> anyhow::Result<()> {
+    let mut check = |measured: Measured| {
+        let expected = *amounts.entry(work.name()).or_insert(measured.amount);
+        anyhow::ensure!(
+            expected == measured.amount,
+            "saw {} where others saw {expected}",
+            measured.amount
+        );
+        Ok(measured.value)
+    };
+    mounts::drop_caches()?;
+    work.load_program()?;
+    let cold = check(work.measure(&target.root, inputs, true, round)?)?;
+    report.add(work.name(), "cold", &target.name, work.unit(), cold);
+    work.warm_up(&target.root, inputs, round)?;
+    let warm = check(work.measure(&target.root, inputs, false, round)?)?;
+    report.add(work.name(), "warm", &target.name, work.unit(), warm);
+    Ok(())
+}
+
+impl Work {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Fio(name, _) => name,
+            Self::Tar => "tar",
+            Self::Find => "find",
+            Self::Stat => "stat",
+            Self::OpenRead => "open-read-close",
+            Self::Python => "python3",
+        }
+    }
+
+    fn unit(self) -> Unit {
+        match self {
+            Self::Fio(_, Job::Sequential(_)) => GB_PER_S,
+            Self::Fio(_, Job::Random4K(_)) | Self::Stat | Self::OpenRead => K_PER_S,
+            Self::Tar | Self::Find | Self::Python => SECONDS,
+        }
+    }
+
+    /// The caches that were dropped held the program too, which is not what is measured.
+    fn load_program(self) -> anyhow::Result<()> {
+        let program = match self {
+            Self::Fio(..) => "fio",
+            Self::Tar => "tar",
+            Self::Find => "find",
+            Self::Python => "chroot",
+            Self::Stat | Self::OpenRead => return Ok(()),
+        };
+        command::run(Command::new(program).arg("--version")).map(drop)
+    }
+
+    /// One run that does not count; for random reads one that reaches every block.
+    fn warm_up(self, root: &Path, inputs: &Inputs, round: u32) -> anyhow::Result<()> {
+        let work = match self {
+            Self::Fio(name, _) => Self::Fio(name, Job::Sequential(1 << 20)),
+            other => other,
+        };
+        work.measure(root, inputs, true, round).map(drop)
+    }
+
+    fn measure(
+        self,
+        root: &Path,
+        inputs: &Inputs,
+        cold: bool,
+        round: u32,
+    ) -> anyhow::Result<Measured> {
+        match self {
+            Self::Fio(_, job) => {
+                let file = root.join("big.bin");
+                let rate = fio::run(
+                    job,
+                    &file,
+                    inputs.big_bytes,
+                    inputs.fio_seconds,
+                    cold,
+                    u64::from(round),
+                )?;
+                let value = match job {
+                    Job::Sequential(_) => rate.bytes / 1e9,
+                    Job::Random4K(_) => rate.operations / 1e3,
+                };
+                Ok(Measured { value, amount: 0 })
+            }
+            Self::Tar => {
+                // To a pipe: GNU tar reads nothing when it sees that its output is /dev/null.
+                let mut amount = 0;
+                let mut tar = Command::new("tar");
+                tar.arg("-C").arg(root).args(["-cf", "-", "small"]);
+                let value = command::timed(&mut tar, &mut |bytes| amount += bytes.len() as u64)?;
+                Ok(Measured { value, amount })
+            }
+            Self::Find => {
+                let mut amount = 0;
+                let mut find = Command::new("find");
+                find.arg(root.join("meta")).arg("-ls");
+                let count = |bytes: &[u8]| bytes.iter().filter(|b| **b == b'\n').count() as u64;
+                let value = command::timed(&mut find, &mut |bytes| amount += count(bytes))?;
+                Ok(Measured { value, amount })
+            }
+            Self::Stat => stat_all(root, &inputs.meta),
+            Self::OpenRead => read_all(root, &inputs.small),
+            Self::Python => {
+                let mut python = Command::new("chroot");
+                python
+                    .arg(root)
+                    .args(["/usr/bin/python3", "-I", "-B", "-c", PYTHON])
+                    .env_clear();
+                let value = command::timed(&mut python, &mut |_| {})?;
+                Ok(Measured { value, amount: 0 })
+            }
+        }
+    }
+}
+
+fn paths(root: &Path, names: &[String]) -> Vec<PathBuf> {
+    names.iter().map(|name| root.join(name)).collect()
+}
+
+fn stat_all(root: &Path, names: &[String]) -> anyhow::Result<Measured> {
+    let paths = paths(root, names);
+    let mut amount = 0;
+    let started = Instant::now();
+    for path in &paths {
+        let meta = fs::symlink_metadata(path)
+            .with_context(|| format!("cannot stat {}", path.display()))?;
+        // Directories have a size of their own on every file system.
+        if !meta.is_dir() {
+            amount += meta.len();
+        }
+    }
+    Ok(Measured {
+        value: paths.len() as f64 / started.elapsed().as_secs_f64() / 1e3,
+        amount,
+    })
+}
+
+fn read_all(root: &Path, names: &[String]) -> anyhow::Result<Measured> {
+    let paths = paths(root, names);
+    let mut buffer = vec![0; 128 << 10];
+    let mut amount = 0;
+    let started = Instant::now();
+    for path in &paths {
+        let read = || -> std::io::Result<u64> {
+            let mut file = File::open(path)?;
+            let mut total = 0;
+            loop {
+                match file.read(&mut buffer)? {
+                    0 => return Ok(total),
+                    n => total += n as u64,
+                }
+            }
+        };
+        let mut read = read;
+        amount += read().with_context(|| format!("cannot read {}", path.display()))?;
+    }
+    Ok(Measured {
+        value: paths.len() as f64 / started.elapsed().as_secs_f64() / 1e3,
+        amount,
+    })
+}
