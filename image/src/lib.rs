@@ -8,6 +8,11 @@
 //! Nothing here knows a pool, a metadata daemon or FUSE.
 #![forbid(unsafe_code)]
 
+pub mod decode;
 pub mod digest;
+pub mod index;
+pub mod manifest;
 pub mod object;
+pub mod reference;
+pub mod source;
 pub mod tree;
