@@ -1,1 +1,15 @@
-//! Placeholder while the rooms are laid out.
+//! What the whole-system tests stand on: judges, images made from Debian packages, a real
+//! registry, and a harness that runs the `harbour` binary and cleans up after it.
+//!
+//! Judges share no code with what they judge: this crate reads served trees through the kernel
+//! like any program, and drives `harbour` through its command line. From the rooms it takes only
+//! the list of failpoints to die at.
+
+pub mod cluster;
+pub mod fixtures;
+pub mod layers;
+pub mod mounts;
+pub mod overlay;
+pub mod registry;
+pub mod shell;
+pub mod tree;
