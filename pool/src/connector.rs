@@ -13,7 +13,9 @@ use std::{
 
 use crate::{
     shm::{self, ShmTransport, frames::Token},
-    transport::{Access, Read, Transport, TransportError, TransportKind, Write, in_time, unreachable},
+    transport::{
+        Access, Read, Transport, TransportError, TransportKind, Write, in_time, unreachable,
+    },
 };
 
 mod cache;
@@ -35,7 +37,11 @@ pub struct Endpoint {
 /// How connections are made.
 pub trait Dial: Send + Sync + fmt::Debug {
     /// Connects to `endpoint` in its epoch before `deadline`, or says why not.
-    fn dial(&self, endpoint: &Endpoint, deadline: Instant) -> Result<Arc<dyn Transport>, TransportError>;
+    fn dial(
+        &self,
+        endpoint: &Endpoint,
+        deadline: Instant,
+    ) -> Result<Arc<dyn Transport>, TransportError>;
 }
 
 /// Connects by address, over the transports of this crate.
@@ -83,12 +89,19 @@ pub struct Connector {
 impl Connector {
     /// A connector with no connections yet.
     pub fn new(dial: Arc<dyn Dial>, config: ConnectorConfig) -> Self {
-        Self { dial, config, cache: Cache::new(config) }
+        Self {
+            dial,
+            config,
+            cache: Cache::new(config),
+        }
     }
 
     /// A connector over [`AddressDialer`] with the default bounds.
     pub fn by_address(access: Access, token: Token) -> Self {
-        Self::new(Arc::new(AddressDialer { access, token }), ConnectorConfig::default())
+        Self::new(
+            Arc::new(AddressDialer { access, token }),
+            ConnectorConfig::default(),
+        )
     }
 
     /// [`Transport::read`] over the connection to `endpoint`, made when there is none.
@@ -101,7 +114,9 @@ impl Connector {
         if batch.is_empty() {
             return Ok(());
         }
-        self.with(endpoint, deadline, |transport| transport.read(batch, deadline))
+        self.with(endpoint, deadline, |transport| {
+            transport.read(batch, deadline)
+        })
     }
 
     /// [`Transport::write`] over the connection to `endpoint`, made when there is none.
@@ -114,7 +129,9 @@ impl Connector {
         if batch.is_empty() {
             return Ok(());
         }
-        self.with(endpoint, deadline, |transport| transport.write(batch, deadline))
+        self.with(endpoint, deadline, |transport| {
+            transport.write(batch, deadline)
+        })
     }
 
     /// The connection to `endpoint`, made when there is none.
@@ -123,7 +140,8 @@ impl Connector {
         endpoint: &Endpoint,
         deadline: Instant,
     ) -> Result<Arc<dyn Transport>, TransportError> {
-        self.find(endpoint, deadline).map(|(transport, _)| transport)
+        self.find(endpoint, deadline)
+            .map(|(transport, _)| transport)
     }
 
     /// How bytes travel from `donor` now; `None` when there is no connection to it.
@@ -146,11 +164,15 @@ impl Connector {
         let mut again = true;
         loop {
             let (transport, fresh) = self.find(endpoint, deadline)?;
-            let Err(error) = call(&*transport) else { return Ok(()) };
+            let Err(error) = call(&*transport) else {
+                return Ok(());
+            };
             match &error {
                 TransportError::OutOfBounds { .. } | TransportError::Deadline => return Err(error),
                 // A connection that died while it lay here says nothing of the donor as it is now.
-                TransportError::Unreachable { .. } if again && !fresh => self.cache.drop_dead(key, &transport),
+                TransportError::Unreachable { .. } if again && !fresh => {
+                    self.cache.drop_dead(key, &transport)
+                }
                 TransportError::Unreachable { .. }
                 | TransportError::Refused { .. }
                 | TransportError::WrongEpoch { .. } => {
@@ -169,7 +191,10 @@ impl Connector {
         deadline: Instant,
     ) -> Result<(Arc<dyn Transport>, bool), TransportError> {
         in_time(deadline)?;
-        let attempt = match self.cache.look_up((endpoint.donor, endpoint.epoch), deadline)? {
+        let attempt = match self
+            .cache
+            .look_up((endpoint.donor, endpoint.epoch), deadline)?
+        {
             Lookup::Ready(transport) => return Ok((transport, false)),
             Lookup::Dial(attempt) => attempt,
         };
@@ -182,7 +207,10 @@ impl Connector {
             // Too little time was left to this caller: no reason to keep others from trying.
             Err(TransportError::Deadline) if limit == deadline => Err(TransportError::Deadline),
             Err(TransportError::Deadline) => {
-                let error = unreachable(endpoint.addresses.join(", "), io::ErrorKind::TimedOut.into());
+                let error = unreachable(
+                    endpoint.addresses.join(", "),
+                    io::ErrorKind::TimedOut.into(),
+                );
                 attempt.failed(&error);
                 Err(error)
             }
@@ -195,13 +223,25 @@ impl Connector {
 }
 
 impl Dial for AddressDialer {
-    fn dial(&self, endpoint: &Endpoint, deadline: Instant) -> Result<Arc<dyn Transport>, TransportError> {
-        let Some(path) = endpoint.addresses.iter().find_map(|address| shm::path_of(address)) else {
+    fn dial(
+        &self,
+        endpoint: &Endpoint,
+        deadline: Instant,
+    ) -> Result<Arc<dyn Transport>, TransportError> {
+        let Some(path) = endpoint
+            .addresses
+            .iter()
+            .find_map(|address| shm::path_of(address))
+        else {
             let reason = "no address of a transport that this process knows";
             let source = io::Error::new(io::ErrorKind::Unsupported, reason);
-            return Err(unreachable(format!("[{}]", endpoint.addresses.join(", ")), source));
+            return Err(unreachable(
+                format!("[{}]", endpoint.addresses.join(", ")),
+                source,
+            ));
         };
-        let transport = ShmTransport::connect(&path, endpoint.epoch, self.access, self.token, deadline)?;
+        let transport =
+            ShmTransport::connect(&path, endpoint.epoch, self.access, self.token, deadline)?;
         Ok(Arc::new(transport))
     }
 }

@@ -191,7 +191,11 @@ impl DonorServer {
         let (file, listener) = SocketFile::bind(&config.socket, config.socket_mode)?;
         let lent = lend(&config, epoch, &config.regions)?;
         let path = config.socket.clone();
-        let io = |what, source| DonorError::Io { what, path: path.clone(), source };
+        let io = |what, source| DonorError::Io {
+            what,
+            path: path.clone(),
+            source,
+        };
         let flags = EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK;
         let wake = EventFd::from_flags(flags).map_err(|error| io("eventfd", error.into()))?;
         let shared = Arc::new(Shared {
@@ -204,12 +208,19 @@ impl DonorServer {
             accepted: AtomicU64::new(0),
             turned_away: AtomicU64::new(0),
         });
-        file.listen(&listener).map_err(|source| io("listen", source))?;
+        file.listen(&listener)
+            .map_err(|source| io("listen", source))?;
         let service = Service::new(Arc::clone(&shared), listener, file);
-        let thread = thread::Builder::new().name("harbour-donor".to_owned()).spawn(move || service.run());
+        let thread = thread::Builder::new()
+            .name("harbour-donor".to_owned())
+            .spawn(move || service.run());
         let thread = thread.map_err(|source| io("starting a thread", source))?;
         tracing::info!(name = shared.config.name, epoch, socket = %path.display(), "lending memory");
-        Ok(Self { shared, thread: Some(thread), renewing: Mutex::new(()) })
+        Ok(Self {
+            shared,
+            thread: Some(thread),
+            renewing: Mutex::new(()),
+        })
     }
 
     /// The epoch: not 0, below 2^63.
@@ -221,7 +232,10 @@ impl DonorServer {
     /// failed.
     pub fn regions(&self) -> Vec<RegionInfo> {
         let lent = self.shared.lent.read().clone();
-        lent.iter().flat_map(|lent| &lent.regions).map(|region| region.info).collect()
+        lent.iter()
+            .flat_map(|lent| &lent.regions)
+            .map(|region| region.info)
+            .collect()
     }
 
     /// Where readers on this host find it: `"shm:/run/harbour/donor.sock"`.
@@ -246,13 +260,16 @@ impl DonorServer {
     /// False once the thread that answers readers is gone, which only a bug or [`Self::stop`]
     /// brings about.
     pub fn is_running(&self) -> bool {
-        self.thread.as_ref().is_some_and(|thread| !thread.is_finished())
+        self.thread
+            .as_ref()
+            .is_some_and(|thread| !thread.is_finished())
     }
 
     /// Takes all memory back at once, asking nobody, and lends `regions` (lengths in bytes) in a
     /// new epoch, which is returned. Readers are told and disconnected; the host has the memory
-    /// again even while they still map it. The new regions are new memory: a writer of the old
-    /// epoch that has not noticed yet writes to files that nobody is told of any more.
+    /// again even while they still map it (huge pages: once they no longer do). The new regions
+    /// are new memory: a writer of the old epoch that has not noticed yet writes to files that
+    /// nobody is told of any more.
     ///
     /// # Errors
     /// When the new regions cannot be had. The old ones are gone then too, and the donor lends
@@ -265,7 +282,11 @@ impl DonorServer {
         let before = self.shared.lent.write().take();
         self.shared.epoch.store(epoch, Ordering::Release);
         self.shared.wake();
-        for region in before.iter().flat_map(|lent| &lent.regions) {
+        // A reader of a huge page that is gone dies of SIGBUS when the host has no other to put in
+        // its place; and huge pages go back to the host's huge pages only, which is no relief to
+        // anyone. So those go when their readers have let go, which they do when told.
+        let ordinary = before.iter().flat_map(|lent| &lent.regions).filter(|region| !region.info.huge_pages);
+        for region in ordinary {
             if let Err(error) = region.memory.discard(0..region.info.len) {
                 tracing::warn!(name = config.name, %error, "memory comes back only when its readers let go");
             }
@@ -273,7 +294,11 @@ impl DonorServer {
         drop(before);
         let lent = lend(config, epoch, regions)?;
         *self.shared.lent.write() = Some(Arc::new(lent));
-        tracing::info!(name = config.name, epoch, "took memory back; a new epoch begins");
+        tracing::info!(
+            name = config.name,
+            epoch,
+            "took memory back; a new epoch begins"
+        );
         Ok(epoch)
     }
 
@@ -289,7 +314,10 @@ impl DonorServer {
         if let Some(thread) = self.thread.take()
             && thread.join().is_err()
         {
-            tracing::error!(name = self.shared.config.name, "the donor's thread panicked");
+            tracing::error!(
+                name = self.shared.config.name,
+                "the donor's thread panicked"
+            );
         }
     }
 }
@@ -310,22 +338,42 @@ impl Shared {
 }
 
 fn lend(config: &DonorConfig, epoch: u64, lens: &[u64]) -> Result<Lent, DonorError> {
-    let memory = |source| DonorError::Memory { name: config.name.clone(), source };
+    let memory = |source| DonorError::Memory {
+        name: config.name.clone(),
+        source,
+    };
     let mut regions = Vec::with_capacity(lens.len());
     for (id, len) in (0..).map(RegionId).zip(lens.iter().copied()) {
         let taken = Memory::new(len, config.huge, config.populate).map_err(memory)?;
         let read_only = taken.read_only();
         let read_only = read_only
-            .map_err(|source| MemoryError::Call { call: "opening /proc/self/fd", len, source })
+            .map_err(|source| MemoryError::Call {
+                call: "opening /proc/self/fd",
+                len,
+                source,
+            })
             .map_err(memory)?;
-        let info = RegionInfo { id, len, huge_pages: taken.huge_pages() };
-        regions.push(Lending { info, memory: taken, read_only });
+        let info = RegionInfo {
+            id,
+            len,
+            huge_pages: taken.huge_pages(),
+        };
+        regions.push(Lending {
+            info,
+            memory: taken,
+            read_only,
+        });
     }
     Ok(Lent { epoch, regions })
 }
 
 fn check(config: &DonorConfig) -> Result<(), DonorError> {
-    let wrong = |what: &str| Err(DonorError::Config { name: config.name.clone(), what: what.to_owned() });
+    let wrong = |what: &str| {
+        Err(DonorError::Config {
+            name: config.name.clone(),
+            what: what.to_owned(),
+        })
+    };
     if config.epoch == Some(0) {
         return wrong("epoch 0 means none");
     }
@@ -339,13 +387,22 @@ fn check(config: &DonorConfig) -> Result<(), DonorError> {
 }
 
 fn check_regions(name: &str, regions: &[u64]) -> Result<(), DonorError> {
-    let wrong = |what: String| Err(DonorError::Config { name: name.to_owned(), what });
+    let wrong = |what: String| {
+        Err(DonorError::Config {
+            name: name.to_owned(),
+            what,
+        })
+    };
     if regions.is_empty() || regions.len() > MAX_REGIONS {
-        return wrong(format!("{} regions, must be 1 to {MAX_REGIONS}", regions.len()));
+        return wrong(format!(
+            "{} regions, must be 1 to {MAX_REGIONS}",
+            regions.len()
+        ));
     }
     for len in regions {
         if *len == 0 || *len > MAX_REGION_BYTES || !len.is_multiple_of(REGION_ALIGN_BYTES) {
-            let what = format!("a region of {len} bytes, must be a multiple of {REGION_ALIGN_BYTES}");
+            let what =
+                format!("a region of {len} bytes, must be a multiple of {REGION_ALIGN_BYTES}");
             return wrong(what);
         }
     }
@@ -355,9 +412,15 @@ fn check_regions(name: &str, regions: &[u64]) -> Result<(), DonorError> {
 /// Random, not 0, and below 2^63 so that signed databases hold it.
 fn random_epoch() -> Result<u64, DonorError> {
     let path = Path::new("/dev/urandom");
-    let io = |source| DonorError::Io { what: "reading random bytes", path: path.to_owned(), source };
+    let io = |source| DonorError::Io {
+        what: "reading random bytes",
+        path: path.to_owned(),
+        source,
+    };
     let mut bytes = [0; 8];
-    File::open(path).and_then(|mut file| file.read_exact(&mut bytes)).map_err(io)?;
+    File::open(path)
+        .and_then(|mut file| file.read_exact(&mut bytes))
+        .map_err(io)?;
     Ok((u64::from_le_bytes(bytes) >> 1).max(1))
 }
 

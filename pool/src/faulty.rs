@@ -38,7 +38,12 @@ impl Faulty {
     /// Wraps `inner`. The seed is logged, and stands in the `Debug` form.
     pub fn new(inner: Arc<dyn Transport>, schedule: Schedule) -> Self {
         tracing::info!(seed = schedule.seed(), "faults are on");
-        Self { inner, schedule, calls: AtomicU64::new(0), injected: Mutex::default() }
+        Self {
+            inner,
+            schedule,
+            calls: AtomicU64::new(0),
+            injected: Mutex::default(),
+        }
     }
 
     /// The schedule, to replay it.
@@ -75,18 +80,27 @@ impl Faulty {
         match kind {
             FaultKind::OutOfBounds => {
                 let (region, offset, len) = first;
-                TransportError::OutOfBounds { region, offset, len: len as u64 }
+                TransportError::OutOfBounds {
+                    region,
+                    offset,
+                    len: len as u64,
+                }
             }
             FaultKind::WrongEpoch => {
                 let wanted = self.inner.epoch();
-                TransportError::WrongEpoch { wanted, actual: wanted ^ 1 << 62 }
+                TransportError::WrongEpoch {
+                    wanted,
+                    actual: wanted ^ 1 << 62,
+                }
             }
-            FaultKind::Unreachable => {
-                TransportError::Unreachable { address: address(), source: io::ErrorKind::ConnectionReset.into() }
-            }
-            FaultKind::Refused => {
-                TransportError::Refused { address: address(), reason: "an injected fault".to_owned() }
-            }
+            FaultKind::Unreachable => TransportError::Unreachable {
+                address: address(),
+                source: io::ErrorKind::ConnectionReset.into(),
+            },
+            FaultKind::Refused => TransportError::Refused {
+                address: address(),
+                reason: "an injected fault".to_owned(),
+            },
             FaultKind::Deadline => TransportError::Deadline,
         }
     }
@@ -94,7 +108,10 @@ impl Faulty {
 
 impl Transport for Faulty {
     fn read(&self, batch: &mut [Read<'_>], deadline: Instant) -> Result<(), TransportError> {
-        let Some(first) = batch.first().map(|read| (read.region, read.offset, read.into.len())) else {
+        let Some(first) = batch
+            .first()
+            .map(|read| (read.region, read.offset, read.into.len()))
+        else {
             return self.inner.read(batch, deadline);
         };
         match self.next().1 {
@@ -111,7 +128,10 @@ impl Transport for Faulty {
                 // The one that was under way holds some of its bytes and garbage after them.
                 if let Some(read) = rest.first_mut().or(done.last_mut()) {
                     let half = read.into.len() / 2;
-                    read.into.iter_mut().skip(half).for_each(|byte| *byte = !*byte);
+                    read.into
+                        .iter_mut()
+                        .skip(half)
+                        .for_each(|byte| *byte = !*byte);
                 }
                 Err(self.error(kind, first))
             }
@@ -124,7 +144,10 @@ impl Transport for Faulty {
     }
 
     fn write(&self, batch: &[Write<'_>], deadline: Instant) -> Result<(), TransportError> {
-        let Some(first) = batch.first().map(|write| (write.region, write.offset, write.from.len())) else {
+        let Some(first) = batch
+            .first()
+            .map(|write| (write.region, write.offset, write.from.len()))
+        else {
             return self.inner.write(batch, deadline);
         };
         match self.next().1 {
@@ -167,12 +190,16 @@ fn wait(delay: Duration, deadline: Instant) -> Result<(), TransportError> {
 /// Flips one bit of all that was read.
 fn flip(batch: &mut [Read<'_>], bit: u64) {
     let total: u64 = batch.iter().map(|read| read.into.len() as u64).sum();
-    let Some(bit) = bit.checked_rem(total * 8) else { return };
+    let Some(bit) = bit.checked_rem(total * 8) else {
+        return;
+    };
     let mut at = bit / 8;
     for read in batch {
         let len = read.into.len() as u64;
         if at < len {
-            let byte = usize::try_from(at).ok().and_then(|at| read.into.get_mut(at));
+            let byte = usize::try_from(at)
+                .ok()
+                .and_then(|at| read.into.get_mut(at));
             if let Some(byte) = byte {
                 *byte ^= 1 << (bit % 8);
             }

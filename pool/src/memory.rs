@@ -48,7 +48,9 @@ pub enum MemoryError {
     #[error("a region of {0} bytes: it must be a positive multiple of {REGION_ALIGN_BYTES}")]
     Length(u64),
     /// Too few huge pages.
-    #[error("{len} bytes of huge pages are not to be had: raise vm.nr_hugepages or lend ordinary pages")]
+    #[error(
+        "{len} bytes of huge pages are not to be had: raise vm.nr_hugepages or lend ordinary pages"
+    )]
     NoHugePages {
         /// Bytes wanted.
         len: u64,
@@ -98,7 +100,9 @@ impl Memory {
                 Err(source) if huge == HugePages::Require => {
                     return Err(MemoryError::NoHugePages { len, source });
                 }
-                Err(error) => tracing::debug!(len, %error, "lending ordinary pages instead of huge ones"),
+                Err(error) => {
+                    tracing::debug!(len, %error, "lending ordinary pages instead of huge ones")
+                }
             }
         }
         let call = |call| move |source| MemoryError::Call { call, len, source };
@@ -109,7 +113,11 @@ impl Memory {
             allocate(&file, len).map_err(call("fallocate"))?;
         }
         seal(&file).map_err(call("sealing"))?;
-        Ok(Self { file, len, huge_pages: false })
+        Ok(Self {
+            file,
+            len,
+            huge_pages: false,
+        })
     }
 
     /// Huge pages, all of them held, or an error.
@@ -118,24 +126,37 @@ impl Memory {
         file.set_len(len)?;
         allocate(&file, len)?;
         seal(&file)?;
-        Ok(Self { file, len, huge_pages: true })
+        Ok(Self {
+            file,
+            len,
+            huge_pages: true,
+        })
     }
 
     /// Takes a descriptor that a donor passed and says to be `len` bytes long, after checking that
     /// it is what makes mapping sound. The error says what is wrong with it.
     pub(crate) fn received(fd: OwnedFd, len: u64) -> Result<Self, String> {
-        let seals = fcntl(&fd, FcntlArg::F_GET_SEALS).map_err(|_| "a descriptor that is not a memfd".to_owned())?;
+        let seals = fcntl(&fd, FcntlArg::F_GET_SEALS)
+            .map_err(|_| "a descriptor that is not a memfd".to_owned())?;
         if !SealFlag::from_bits_retain(seals).contains(SealFlag::F_SEAL_SHRINK) {
             return Err("a memfd that is not sealed against shrinking".to_owned());
         }
-        let kind = fstatfs(&fd).map_err(|error| format!("a descriptor without a file system: {error}"))?;
+        let kind =
+            fstatfs(&fd).map_err(|error| format!("a descriptor without a file system: {error}"))?;
         let huge_pages = kind.filesystem_type() == HUGETLBFS_MAGIC;
         let file = File::from(fd);
-        let actual = file.metadata().map_err(|error| format!("a descriptor without a size: {error}"))?.len();
+        let actual = file
+            .metadata()
+            .map_err(|error| format!("a descriptor without a size: {error}"))?
+            .len();
         if actual < len {
             return Err(format!("a memfd of {actual} bytes announced as {len}"));
         }
-        Ok(Self { file, len, huge_pages })
+        Ok(Self {
+            file,
+            len,
+            huge_pages,
+        })
     }
 
     /// Length in bytes.
@@ -167,7 +188,9 @@ impl Memory {
     /// Pages that are only partly inside are zeroed and kept.
     pub(crate) fn discard(&self, range: Range<u64>) -> io::Result<()> {
         let end = range.end.min(self.len);
-        let Some(len) = end.checked_sub(range.start).filter(|len| *len > 0) else { return Ok(()) };
+        let Some(len) = end.checked_sub(range.start).filter(|len| *len > 0) else {
+            return Ok(());
+        };
         let mode = FallocateFlags::FALLOC_FL_PUNCH_HOLE | FallocateFlags::FALLOC_FL_KEEP_SIZE;
         uninterrupted(|| fallocate(&self.file, mode, signed(range.start)?, signed(len)?))
     }
@@ -213,9 +236,15 @@ fn allocate(file: &File, len: u64) -> io::Result<()> {
 
 /// Asking for more than there is would wake the kernel's OOM killer instead of failing.
 fn check_available(wanted: u64) -> Result<(), MemoryError> {
-    let Ok(info) = std::fs::read_to_string("/proc/meminfo") else { return Ok(()) };
-    let line = info.lines().find_map(|line| line.strip_prefix("MemAvailable:"));
-    let kib = line.and_then(|rest| rest.trim().strip_suffix(" kB")).and_then(|kib| kib.parse::<u64>().ok());
+    let Ok(info) = std::fs::read_to_string("/proc/meminfo") else {
+        return Ok(());
+    };
+    let line = info
+        .lines()
+        .find_map(|line| line.strip_prefix("MemAvailable:"));
+    let kib = line
+        .and_then(|rest| rest.trim().strip_suffix(" kB"))
+        .and_then(|kib| kib.parse::<u64>().ok());
     match kib.map(|kib| kib.saturating_mul(1024)) {
         Some(available) if available < wanted => Err(MemoryError::TooLittle { wanted, available }),
         _ => Ok(()),

@@ -6,8 +6,9 @@
 //! and lets go of the mappings, so that the host gets its memory even from readers that are idle.
 //!
 //! A mapping of a donor's memory can still fault where no copy may fail: on a memory error of the
-//! hardware, and on huge pages that the donor gave back while this process read them and that the
-//! host has none left of. Both end the process with SIGBUS.
+//! hardware, and on huge pages that a donor punches out while this process reads them (ours never
+//! does) when the host has no other. Both end the process with SIGBUS. Who can connect a reader to
+//! a donor of its own making must be trusted that far.
 
 use std::{
     io,
@@ -24,8 +25,8 @@ use crate::{
     memory::Memory,
     sys::{self, Mapping},
     transport::{
-        Access, Read, RegionId, RegionInfo, Transport, TransportError, TransportKind, Write, bounds, in_time,
-        refused, unreachable,
+        Access, Read, RegionId, RegionInfo, Transport, TransportError, TransportKind, Write,
+        bounds, in_time, refused, unreachable,
     },
 };
 
@@ -67,8 +68,14 @@ impl ShmTransport {
         in_time(deadline)?;
         let address = address_of(path);
         let lost = |source| unreachable(&address, source);
-        let socket = socket::dial(path, deadline).map_err(lost)?.ok_or(TransportError::Deadline)?;
-        let hello = Hello { access, epoch, token };
+        let socket = socket::dial(path, deadline)
+            .map_err(lost)?
+            .ok_or(TransportError::Deadline)?;
+        let hello = Hello {
+            access,
+            epoch,
+            token,
+        };
         socket::send(socket.as_fd(), &hello.encode(), &[]).map_err(lost)?;
         if !socket::wait_readable(socket.as_fd(), deadline).map_err(lost)? {
             return Err(TransportError::Deadline);
@@ -85,10 +92,19 @@ impl ShmTransport {
         let bytes = packet.get(..received.len).unwrap_or_default();
         let answer = Answer::parse(bytes).map_err(|error| refused(&address, error.to_string()))?;
         let (actual, regions) = welcome(answer, epoch, &address)?;
-        let mapped = map(&regions, received.fds, access).map_err(|reason| refused(&address, reason))?;
+        let mapped =
+            map(&regions, received.fds, access).map_err(|reason| refused(&address, reason))?;
         let link = Arc::new(Link::new(address, actual, socket, mapped));
-        let watcher = link.watch().map_err(|error| unreachable(link.address(), error))?;
-        Ok(Self { link, regions, epoch: actual, access, watcher: Some(watcher) })
+        let watcher = link
+            .watch()
+            .map_err(|error| unreachable(link.address(), error))?;
+        Ok(Self {
+            link,
+            regions,
+            epoch: actual,
+            access,
+            watcher: Some(watcher),
+        })
     }
 
     /// What the donor lends, by growing id.
@@ -110,11 +126,23 @@ impl Transport for ShmTransport {
         in_time(deadline)?;
         let regions = self.link.regions()?;
         for read in &*batch {
-            bounds(read.region, regions.len_of(read.region), read.offset, read.into.len())?;
+            bounds(
+                read.region,
+                regions.len_of(read.region),
+                read.offset,
+                read.into.len(),
+            )?;
         }
         for read in batch {
-            let Some(region) = regions.get(read.region) else { continue };
-            let mut at = bounds(read.region, Some(region.memory.len()), read.offset, read.into.len())?;
+            let Some(region) = regions.get(read.region) else {
+                continue;
+            };
+            let mut at = bounds(
+                read.region,
+                Some(region.memory.len()),
+                read.offset,
+                read.into.len(),
+            )?;
             for step in read.into.chunks_mut(STEP_BYTES) {
                 in_time(deadline)?;
                 if !region.mapping.copy_out(at, step) {
@@ -132,15 +160,30 @@ impl Transport for ShmTransport {
         }
         in_time(deadline)?;
         if self.access != Access::ReadWrite {
-            return Err(refused(self.link.address(), "the connection was made for reading only"));
+            return Err(refused(
+                self.link.address(),
+                "the connection was made for reading only",
+            ));
         }
         let regions = self.link.regions()?;
         for write in batch {
-            bounds(write.region, regions.len_of(write.region), write.offset, write.from.len())?;
+            bounds(
+                write.region,
+                regions.len_of(write.region),
+                write.offset,
+                write.from.len(),
+            )?;
         }
         for write in batch {
-            let Some(region) = regions.get(write.region) else { continue };
-            let mut at = bounds(write.region, Some(region.memory.len()), write.offset, write.from.len())?;
+            let Some(region) = regions.get(write.region) else {
+                continue;
+            };
+            let mut at = bounds(
+                write.region,
+                Some(region.memory.len()),
+                write.offset,
+                write.from.len(),
+            )?;
             for step in write.from.chunks(STEP_BYTES) {
                 in_time(deadline)?;
                 region.put(write.region, at, step, self.link.address())?;
@@ -168,7 +211,10 @@ impl Drop for ShmTransport {
         if let Some(watcher) = self.watcher.take()
             && watcher.join().is_err()
         {
-            tracing::error!(address = self.link.address(), "the watcher of a connection panicked");
+            tracing::error!(
+                address = self.link.address(),
+                "the watcher of a connection panicked"
+            );
         }
     }
 }
@@ -187,7 +233,10 @@ struct Regions(Vec<Mapped>);
 
 impl Regions {
     fn get(&self, id: RegionId) -> Option<&Mapped> {
-        self.0.binary_search_by_key(&id, |region| region.id).ok().and_then(|index| self.0.get(index))
+        self.0
+            .binary_search_by_key(&id, |region| region.id)
+            .ok()
+            .and_then(|index| self.0.get(index))
     }
 
     fn len_of(&self, id: RegionId) -> Option<u64> {
@@ -196,11 +245,23 @@ impl Regions {
 }
 
 impl Mapped {
-    fn put(&self, id: RegionId, at: usize, from: &[u8], address: &str) -> Result<(), TransportError> {
+    fn put(
+        &self,
+        id: RegionId,
+        at: usize,
+        from: &[u8],
+        address: &str,
+    ) -> Result<(), TransportError> {
         if self.memory.huge_pages() {
-            return if self.mapping.copy_in(at, from) { Ok(()) } else { Err(outside(id, at, from.len())) };
+            return if self.mapping.copy_in(at, from) {
+                Ok(())
+            } else {
+                Err(outside(id, at, from.len()))
+            };
         }
-        self.memory.write_at(from, at as u64).map_err(|source| unreachable(address, source))
+        self.memory
+            .write_at(from, at as u64)
+            .map_err(|source| unreachable(address, source))
     }
 }
 
@@ -211,19 +272,33 @@ pub fn address_of(path: &Path) -> String {
 
 /// The path in an address of the form that [`address_of`] gives, or `None` for other transports.
 pub fn path_of(address: &str) -> Option<PathBuf> {
-    address.strip_prefix(TransportKind::Shm.name())?.strip_prefix(':').map(PathBuf::from)
+    address
+        .strip_prefix(TransportKind::Shm.name())?
+        .strip_prefix(':')
+        .map(PathBuf::from)
 }
 
 fn outside(region: RegionId, at: usize, len: usize) -> TransportError {
-    TransportError::OutOfBounds { region, offset: at as u64, len: len as u64 }
+    TransportError::OutOfBounds {
+        region,
+        offset: at as u64,
+        len: len as u64,
+    }
 }
 
-fn welcome(answer: Answer, wanted: u64, address: &str) -> Result<(u64, Vec<RegionInfo>), TransportError> {
+fn welcome(
+    answer: Answer,
+    wanted: u64,
+    address: &str,
+) -> Result<(u64, Vec<RegionInfo>), TransportError> {
     match answer {
-        Answer::Welcome { epoch, regions } if wanted == 0 || wanted == epoch => Ok((epoch, regions)),
-        Answer::Welcome { epoch, .. } => {
-            Err(refused(address, format!("asked for epoch {wanted} it lends epoch {epoch}")))
+        Answer::Welcome { epoch, regions } if wanted == 0 || wanted == epoch => {
+            Ok((epoch, regions))
         }
+        Answer::Welcome { epoch, .. } => Err(refused(
+            address,
+            format!("asked for epoch {wanted} it lends epoch {epoch}"),
+        )),
         Answer::WrongEpoch { actual } if actual != wanted => {
             Err(TransportError::WrongEpoch { wanted, actual })
         }
@@ -232,7 +307,9 @@ fn welcome(answer: Answer, wanted: u64, address: &str) -> Result<(u64, Vec<Regio
             Err(unreachable(address, busy))
         }
         Answer::Refused(refusal) => Err(refused(address, refusal.to_string())),
-        Answer::WrongEpoch { .. } | Answer::Revoked { .. } => Err(refused(address, "an answer out of place")),
+        Answer::WrongEpoch { .. } | Answer::Revoked { .. } => {
+            Err(refused(address, "an answer out of place"))
+        }
     }
 }
 
@@ -243,17 +320,26 @@ fn map(
     access: Access,
 ) -> Result<Regions, String> {
     if fds.len() != regions.len() {
-        return Err(format!("{} regions with {} descriptors", regions.len(), fds.len()));
+        return Err(format!(
+            "{} regions with {} descriptors",
+            regions.len(),
+            fds.len()
+        ));
     }
     let mut mapped = Vec::with_capacity(regions.len());
     for (region, fd) in regions.iter().zip(fds) {
         let name = region.id.0;
-        let memory = Memory::received(fd, region.len).map_err(|what| format!("region {name} is {what}"))?;
+        let memory =
+            Memory::received(fd, region.len).map_err(|what| format!("region {name} is {what}"))?;
         // Ordinary pages are written through the file; only huge ones need a writable mapping.
         let writable = access == Access::ReadWrite && memory.huge_pages();
         let mapping = Mapping::new(&memory, writable)
             .map_err(|error| format!("region {name} cannot be mapped: {error}"))?;
-        mapped.push(Mapped { id: region.id, memory, mapping });
+        mapped.push(Mapped {
+            id: region.id,
+            memory,
+            mapping,
+        });
     }
     Ok(Regions(mapped))
 }

@@ -53,7 +53,9 @@ impl Mapping {
     /// the kernel maps present pages sixteen at a time on the first read of each, which costs
     /// 45 ms for a GiB and needs no populating.
     pub(crate) fn new(memory: &Memory, writable: bool) -> io::Result<Self> {
-        let len = usize::try_from(memory.len()).ok().and_then(NonZeroUsize::new);
+        let len = usize::try_from(memory.len())
+            .ok()
+            .and_then(NonZeroUsize::new);
         let len = len.ok_or_else(|| io::Error::from(io::ErrorKind::InvalidInput))?;
         let mut protection = ProtFlags::PROT_READ;
         protection.set(ProtFlags::PROT_WRITE, writable);
@@ -61,7 +63,11 @@ impl Mapping {
         // sealed against shrinking and is no shorter than `len`, so no page of the mapping lies
         // behind the end of the file for as long as it stands.
         let base = unsafe { mmap(None, len, protection, MapFlags::MAP_SHARED, memory, 0) }?;
-        let mapping = Self { base, len: len.get(), writable };
+        let mapping = Self {
+            base,
+            len: len.get(),
+            writable,
+        };
         // Children of this process have no business here, nor do core dumps.
         mapping.advise(MmapAdvise::MADV_DONTFORK)?;
         mapping.advise(MmapAdvise::MADV_DONTDUMP)?;
@@ -75,7 +81,9 @@ impl Mapping {
     /// Copies `into.len()` bytes from `offset`, or nothing and false when they do not lie inside.
     #[must_use]
     pub(crate) fn copy_out(&self, offset: usize, into: &mut [u8]) -> bool {
-        let Some(from) = self.at(offset, into.len()) else { return false };
+        let Some(from) = self.at(offset, into.len()) else {
+            return false;
+        };
         // SAFETY: `at` checked that all of `from..+into.len()` lies in the mapping, which lives as
         // long as `self`; `into` is the caller's alone, and cannot overlap the mapping because no
         // reference into it is ever made. Bytes have no alignment and no invalid value. Concurrent
@@ -91,7 +99,9 @@ impl Mapping {
         if !self.writable {
             return false;
         }
-        let Some(to) = self.at(offset, from.len()) else { return false };
+        let Some(to) = self.at(offset, from.len()) else {
+            return false;
+        };
         // SAFETY: as in `copy_out` with the sides exchanged; `writable` says that the pages were
         // mapped for writing.
         unsafe { ptr::copy_nonoverlapping(from.as_ptr(), to.as_ptr(), from.len()) };
@@ -143,13 +153,20 @@ pub(crate) fn receive(socket: BorrowedFd<'_>, into: &mut [u8]) -> io::Result<Rec
     let flags = MsgFlags::MSG_CMSG_CLOEXEC | MsgFlags::MSG_DONTWAIT;
     let message = recvmsg::<()>(socket.as_raw_fd(), &mut parts, Some(&mut control), flags)?;
     let cut = MsgFlags::MSG_TRUNC | MsgFlags::MSG_CTRUNC;
-    let mut received =
-        Received { len: message.bytes, truncated: message.flags.intersects(cut), fds: Vec::new() };
+    let mut received = Received {
+        len: message.bytes,
+        truncated: message.flags.intersects(cut),
+        fds: Vec::new(),
+    };
     // With room for all that the kernel passes, and neither credentials nor labels asked for, the
     // control part is never cut, so no descriptor gets lost here.
-    let Ok(parts) = message.cmsgs() else { return Ok(received) };
+    let Ok(parts) = message.cmsgs() else {
+        return Ok(received);
+    };
     for part in parts {
-        let ControlMessageOwned::ScmRights(fds) = part else { continue };
+        let ControlMessageOwned::ScmRights(fds) = part else {
+            continue;
+        };
         for fd in fds {
             // SAFETY: the kernel installed this descriptor for this message, and nobody else has
             // seen its number.

@@ -164,21 +164,35 @@ pub(crate) fn bounds(
     let inside = region_len.is_some_and(|end| offset <= end && len <= end - offset);
     match usize::try_from(offset) {
         Ok(start) if inside => Ok(start),
-        _ => Err(TransportError::OutOfBounds { region, offset, len }),
+        _ => Err(TransportError::OutOfBounds {
+            region,
+            offset,
+            len,
+        }),
     }
 }
 
 /// Fails once `deadline` has passed.
 pub(crate) fn in_time(deadline: Instant) -> Result<(), TransportError> {
-    if Instant::now() < deadline { Ok(()) } else { Err(TransportError::Deadline) }
+    if Instant::now() < deadline {
+        Ok(())
+    } else {
+        Err(TransportError::Deadline)
+    }
 }
 
 /// An [`TransportError::Unreachable`] of `address`.
 pub(crate) fn unreachable(address: impl Into<String>, source: std::io::Error) -> TransportError {
-    TransportError::Unreachable { address: address.into(), source }
+    TransportError::Unreachable {
+        address: address.into(),
+        source,
+    }
 }
 
 /// A [`TransportError::Refused`] of `address`.
 pub(crate) fn refused(address: impl Into<String>, reason: impl Into<String>) -> TransportError {
-    TransportError::Refused { address: address.into(), reason: reason.into() }
+    TransportError::Refused {
+        address: address.into(),
+        reason: reason.into(),
+    }
 }

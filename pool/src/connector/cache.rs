@@ -1,11 +1,6 @@
 //! What is known of each donor: a connection, an attempt under way, or a failure to sit out.
 
-use std::{
-    collections::HashMap,
-    io,
-    sync::Arc,
-    time::Instant,
-};
+use std::{collections::HashMap, io, sync::Arc, time::Instant};
 
 use parking_lot::{Condvar, Mutex};
 
@@ -48,9 +43,19 @@ enum State {
 /// A [`TransportError`] that can be given to many callers.
 #[derive(Debug)]
 enum Failure {
-    Unreachable { address: String, kind: io::ErrorKind, text: String },
-    Refused { address: String, reason: String },
-    WrongEpoch { wanted: u64, actual: u64 },
+    Unreachable {
+        address: String,
+        kind: io::ErrorKind,
+        text: String,
+    },
+    Refused {
+        address: String,
+        reason: String,
+    },
+    WrongEpoch {
+        wanted: u64,
+        actual: u64,
+    },
 }
 
 /// What a caller gets.
@@ -71,12 +76,20 @@ pub(super) struct Attempt<'a> {
 
 impl Cache {
     pub(super) fn new(config: ConnectorConfig) -> Self {
-        Self { config, slots: Mutex::default(), ended: Condvar::new() }
+        Self {
+            config,
+            slots: Mutex::default(),
+            ended: Condvar::new(),
+        }
     }
 
     /// A connection, an error to sit out, or the task to connect. Waits for an attempt that is
     /// under way, and for room when every slot has one.
-    pub(super) fn look_up(&self, key: Key, deadline: Instant) -> Result<Lookup<'_>, TransportError> {
+    pub(super) fn look_up(
+        &self,
+        key: Key,
+        deadline: Instant,
+    ) -> Result<Lookup<'_>, TransportError> {
         let mut slots = self.slots.lock();
         loop {
             slots.clock += 1;
@@ -86,7 +99,9 @@ impl Cache {
                     slot.used = clock;
                     match &slot.state {
                         State::Ready(transport) => return Ok(Lookup::Ready(Arc::clone(transport))),
-                        State::Aside { until, why } if Instant::now() < *until => return Err(why.error()),
+                        State::Aside { until, why } if Instant::now() < *until => {
+                            return Err(why.error());
+                        }
                         State::Aside { .. } => Some(slot.failures),
                         State::Dialing => None,
                     }
@@ -110,8 +125,19 @@ impl Cache {
             };
             if !wait {
                 let failures = failures.unwrap_or_default();
-                slots.by_key.insert(key, Slot { state: State::Dialing, used: clock, failures });
-                return Ok(Lookup::Dial(Attempt { cache: self, key, failures }));
+                slots.by_key.insert(
+                    key,
+                    Slot {
+                        state: State::Dialing,
+                        used: clock,
+                        failures,
+                    },
+                );
+                return Ok(Lookup::Dial(Attempt {
+                    cache: self,
+                    key,
+                    failures,
+                }));
             }
             if self.ended.wait_until(&mut slots, deadline).timed_out() {
                 return Err(TransportError::Deadline);
@@ -127,13 +153,19 @@ impl Cache {
             State::Ready(transport) => Some((slot.used, transport)),
             State::Dialing | State::Aside { .. } => None,
         });
-        ready.max_by_key(|(used, _)| *used).map(|(_, transport)| Arc::clone(transport))
+        ready
+            .max_by_key(|(used, _)| *used)
+            .map(|(_, transport)| Arc::clone(transport))
     }
 
     /// Lets go of a connection that died, unless somebody has replaced it already.
     pub(super) fn drop_dead(&self, key: Key, dead: &Arc<dyn Transport>) {
         let mut slots = self.slots.lock();
-        let gone = if slots.holds(key, dead) { slots.by_key.remove(&key) } else { None };
+        let gone = if slots.holds(key, dead) {
+            slots.by_key.remove(&key)
+        } else {
+            None
+        };
         drop(slots);
         drop(gone);
     }
@@ -141,7 +173,11 @@ impl Cache {
     /// Sets a donor aside whose connection failed, unless somebody has replaced that already.
     pub(super) fn set_aside(&self, key: Key, failed: &Arc<dyn Transport>, error: &TransportError) {
         let mut slots = self.slots.lock();
-        let gone = if slots.holds(key, failed) { self.put_aside(&mut slots, key, 0, error) } else { None };
+        let gone = if slots.holds(key, failed) {
+            self.put_aside(&mut slots, key, 0, error)
+        } else {
+            None
+        };
         drop(slots);
         drop(gone);
     }
@@ -156,18 +192,39 @@ impl Cache {
         drop(forgotten);
     }
 
-    fn put_aside(&self, slots: &mut Slots, key: Key, failures: u32, error: &TransportError) -> Option<Slot> {
-        let Some(why) = Failure::of(error) else { return slots.by_key.remove(&key) };
+    fn put_aside(
+        &self,
+        slots: &mut Slots,
+        key: Key,
+        failures: u32,
+        error: &TransportError,
+    ) -> Option<Slot> {
+        let Some(why) = Failure::of(error) else {
+            return slots.by_key.remove(&key);
+        };
         let wait = match why {
             Failure::Unreachable { .. } => {
-                let doubled = self.config.backoff_min.saturating_mul(1 << failures.min(20));
+                let doubled = self
+                    .config
+                    .backoff_min
+                    .saturating_mul(1 << failures.min(20));
                 doubled.min(self.config.backoff_max)
             }
             Failure::Refused { .. } | Failure::WrongEpoch { .. } => self.config.backoff_max,
         };
-        let state = State::Aside { until: Instant::now() + wait, why };
+        let state = State::Aside {
+            until: Instant::now() + wait,
+            why,
+        };
         let used = slots.clock;
-        slots.by_key.insert(key, Slot { state, used, failures: failures.saturating_add(1) })
+        slots.by_key.insert(
+            key,
+            Slot {
+                state,
+                used,
+                failures: failures.saturating_add(1),
+            },
+        )
     }
 }
 
@@ -184,14 +241,21 @@ impl Slots {
         if self.by_key.len() < max.max(1) {
             return Room::Free;
         }
-        let idle = self.by_key.iter().filter(|(_, slot)| !matches!(slot.state, State::Dialing));
+        let idle = self
+            .by_key
+            .iter()
+            .filter(|(_, slot)| !matches!(slot.state, State::Dialing));
         let oldest = idle.min_by_key(|(_, slot)| slot.used).map(|(key, _)| *key);
-        oldest.and_then(|key| self.by_key.remove(&key)).map_or(Room::None, Room::From)
+        oldest
+            .and_then(|key| self.by_key.remove(&key))
+            .map_or(Room::None, Room::From)
     }
 
     fn holds(&self, key: Key, transport: &Arc<dyn Transport>) -> bool {
         let slot = self.by_key.get(&key);
-        slot.is_some_and(|slot| matches!(&slot.state, State::Ready(held) if Arc::ptr_eq(held, transport)))
+        slot.is_some_and(
+            |slot| matches!(&slot.state, State::Ready(held) if Arc::ptr_eq(held, transport)),
+        )
     }
 }
 
@@ -199,12 +263,20 @@ impl Attempt<'_> {
     pub(super) fn succeeded(self, transport: Arc<dyn Transport>) {
         let mut slots = self.cache.slots.lock();
         let used = slots.clock;
-        slots.by_key.insert(self.key, Slot { state: State::Ready(transport), used, failures: 0 });
+        slots.by_key.insert(
+            self.key,
+            Slot {
+                state: State::Ready(transport),
+                used,
+                failures: 0,
+            },
+        );
     }
 
     pub(super) fn failed(self, error: &TransportError) {
         let mut slots = self.cache.slots.lock();
-        self.cache.put_aside(&mut slots, self.key, self.failures, error);
+        self.cache
+            .put_aside(&mut slots, self.key, self.failures, error);
     }
 }
 
@@ -228,25 +300,30 @@ impl Failure {
                 kind: source.kind(),
                 text: source.to_string(),
             }),
-            TransportError::Refused { address, reason } => {
-                Some(Self::Refused { address: address.clone(), reason: reason.clone() })
-            }
-            TransportError::WrongEpoch { wanted, actual } => {
-                Some(Self::WrongEpoch { wanted: *wanted, actual: *actual })
-            }
+            TransportError::Refused { address, reason } => Some(Self::Refused {
+                address: address.clone(),
+                reason: reason.clone(),
+            }),
+            TransportError::WrongEpoch { wanted, actual } => Some(Self::WrongEpoch {
+                wanted: *wanted,
+                actual: *actual,
+            }),
             TransportError::OutOfBounds { .. } | TransportError::Deadline => None,
         }
     }
 
     fn error(&self) -> TransportError {
         match self {
-            Self::Unreachable { address, kind, text } => {
-                unreachable(address.as_str(), io::Error::new(*kind, text.clone()))
-            }
+            Self::Unreachable {
+                address,
+                kind,
+                text,
+            } => unreachable(address.as_str(), io::Error::new(*kind, text.clone())),
             Self::Refused { address, reason } => refused(address.as_str(), reason.as_str()),
-            Self::WrongEpoch { wanted, actual } => {
-                TransportError::WrongEpoch { wanted: *wanted, actual: *actual }
-            }
+            Self::WrongEpoch { wanted, actual } => TransportError::WrongEpoch {
+                wanted: *wanted,
+                actual: *actual,
+            },
         }
     }
 }

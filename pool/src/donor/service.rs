@@ -63,7 +63,13 @@ enum Stage {
 
 impl Service {
     pub(super) fn new(shared: Arc<Shared>, listener: UnixListener, file: SocketFile) -> Self {
-        Self { shared, listener, clients: Vec::new(), accept_after: Instant::now(), _file: file }
+        Self {
+            shared,
+            listener,
+            clients: Vec::new(),
+            accept_after: Instant::now(),
+            _file: file,
+        }
     }
 
     pub(super) fn run(mut self) {
@@ -114,7 +120,11 @@ impl Service {
 
     fn forget_the_done(&mut self) {
         self.clients.retain(|client| client.stage != Stage::Done);
-        let readers = self.clients.iter().filter(|client| matches!(client.stage, Stage::Reader { .. })).count();
+        let readers = self
+            .clients
+            .iter()
+            .filter(|client| matches!(client.stage, Stage::Reader { .. }))
+            .count();
         self.shared.readers.store(readers as u64, Ordering::Relaxed);
     }
 
@@ -126,13 +136,25 @@ impl Service {
             Stage::Reader { .. } | Stage::Done => None,
         });
         let paused = (self.accept_after > now).then_some(self.accept_after);
-        let until = silent.chain(paused).min().unwrap_or(now + IDLE).min(now + IDLE);
-        let door = if paused.is_some() { PollFlags::empty() } else { PollFlags::POLLIN };
+        let until = silent
+            .chain(paused)
+            .min()
+            .unwrap_or(now + IDLE)
+            .min(now + IDLE);
+        let door = if paused.is_some() {
+            PollFlags::empty()
+        } else {
+            PollFlags::POLLIN
+        };
         let mut fds = vec![
             PollFd::new(self.shared.wake.as_fd(), PollFlags::POLLIN),
             PollFd::new(self.listener.as_fd(), door),
         ];
-        fds.extend(self.clients.iter().map(|client| PollFd::new(client.socket.as_fd(), PollFlags::POLLIN)));
+        fds.extend(
+            self.clients
+                .iter()
+                .map(|client| PollFd::new(client.socket.as_fd(), PollFlags::POLLIN)),
+        );
         poll(&mut fds, socket::timeout_until(until))?;
         let mut happened = fds.iter().map(|fd| fd.any().unwrap_or(true));
         if happened.next() == Some(true) {
@@ -140,7 +162,10 @@ impl Service {
             let _count = self.shared.wake.read();
         }
         let accept = happened.next() == Some(true) && paused.is_none();
-        let ready = happened.enumerate().filter_map(|(index, any)| any.then_some(index)).collect();
+        let ready = happened
+            .enumerate()
+            .filter_map(|(index, any)| any.then_some(index))
+            .collect();
         Ok((accept, ready))
     }
 
@@ -163,7 +188,10 @@ impl Service {
     fn admit(&mut self, socket: OwnedFd) {
         self.shared.accepted.fetch_add(1, Ordering::Relaxed);
         let until = Instant::now() + self.shared.config.handshake_timeout;
-        let client = Client { socket, stage: Stage::Silent { until } };
+        let client = Client {
+            socket,
+            stage: Stage::Silent { until },
+        };
         if self.clients.len() < self.shared.config.max_connections {
             self.clients.push(client);
             return;
@@ -171,10 +199,13 @@ impl Service {
         self.shared.turned_away.fetch_add(1, Ordering::Relaxed);
         // An honest reader speaks as soon as it is connected, so whoever has been silent longest
         // is the one to lose its slot.
-        let silent = self.clients.iter_mut().filter_map(|client| match client.stage {
-            Stage::Silent { until } => Some((until, client)),
-            Stage::Reader { .. } | Stage::Done => None,
-        });
+        let silent = self
+            .clients
+            .iter_mut()
+            .filter_map(|client| match client.stage {
+                Stage::Silent { until } => Some((until, client)),
+                Stage::Reader { .. } | Stage::Done => None,
+            });
         match silent.min_by_key(|(until, _)| *until) {
             Some((_, slot)) => *slot = client,
             None => {
@@ -185,7 +216,9 @@ impl Service {
 
     /// Takes what a connection has to say: its hello, or its end.
     fn serve(&mut self, index: usize) {
-        let Some(client) = self.clients.get_mut(index) else { return };
+        let Some(client) = self.clients.get_mut(index) else {
+            return;
+        };
         let mut packet = [0; PACKET];
         // MSG_TRUNC gives the packet's real length. There is no room for descriptors, so the
         // kernel drops any that come along.
@@ -205,8 +238,8 @@ impl Service {
         match self.shared.answer(bytes, &client.socket) {
             Ok((lent, access)) => client.stage = client.welcome(&lent, access),
             Err(answer) => {
-                client.say(&answer, &[]);
                 self.shared.turned_away.fetch_add(1, Ordering::Relaxed);
+                client.say(&answer, &[]);
             }
         }
     }
@@ -227,7 +260,11 @@ impl Shared {
         if hello.access == Access::ReadWrite && !may_write(peer) {
             return Err(Answer::Refused(Refusal::Access));
         }
-        let lent = self.lent.read().clone().ok_or(Answer::Refused(Refusal::Busy))?;
+        let lent = self
+            .lent
+            .read()
+            .clone()
+            .ok_or(Answer::Refused(Refusal::Busy))?;
         if hello.epoch != 0 && hello.epoch != lent.epoch {
             return Err(Answer::WrongEpoch { actual: lent.epoch });
         }
@@ -242,8 +279,18 @@ impl Client {
             Access::Read => region.read_only.as_raw_fd(),
             Access::ReadWrite => region.memory.as_fd().as_raw_fd(),
         });
-        let sent = self.say(&Answer::Welcome { epoch: lent.epoch, regions }, &fds.collect::<Vec<_>>());
-        if sent { Stage::Reader { epoch: lent.epoch } } else { Stage::Done }
+        let sent = self.say(
+            &Answer::Welcome {
+                epoch: lent.epoch,
+                regions,
+            },
+            &fds.collect::<Vec<_>>(),
+        );
+        if sent {
+            Stage::Reader { epoch: lent.epoch }
+        } else {
+            Stage::Done
+        }
     }
 
     /// Whether the peer took it.
@@ -258,5 +305,6 @@ impl Client {
 
 /// Root and the donor's own user could open the memory through /proc anyway.
 fn may_write(peer: &OwnedFd) -> bool {
-    getsockopt(peer, PeerCredentials).is_ok_and(|who| who.uid() == 0 || who.uid() == Uid::effective().as_raw())
+    getsockopt(peer, PeerCredentials)
+        .is_ok_and(|who| who.uid() == 0 || who.uid() == Uid::effective().as_raw())
 }

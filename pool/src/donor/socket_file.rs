@@ -43,15 +43,27 @@ impl SocketFile {
     /// Binds, replacing the socket of a dead donor. Nobody can connect until
     /// [`SocketFile::listen`].
     pub(super) fn bind(path: &Path, mode: u32) -> Result<(Self, UnixListener), DonorError> {
-        let io = |what| move |source| DonorError::Io { what, path: path.to_owned(), source };
+        let io = |what| {
+            move |source| DonorError::Io {
+                what,
+                path: path.to_owned(),
+                source,
+            }
+        };
         let address = socket::address(path).map_err(io("naming the socket"))?;
         let lock = lock(path)?;
         remove_dead(path)?;
         let socket: OwnedFd = socket::packet_socket().map_err(io("socket"))?;
-        bind(socket.as_raw_fd(), &address).map_err(io::Error::from).map_err(io("bind"))?;
+        bind(socket.as_raw_fd(), &address)
+            .map_err(io::Error::from)
+            .map_err(io("bind"))?;
         fs::set_permissions(path, Permissions::from_mode(mode)).map_err(io("chmod"))?;
         let bound = fs::symlink_metadata(path).map_err(io("stat"))?;
-        let file = Self { path: path.to_owned(), identity: (bound.dev(), bound.ino()), _lock: lock };
+        let file = Self {
+            path: path.to_owned(),
+            identity: (bound.dev(), bound.ino()),
+            _lock: lock,
+        };
         Ok((file, UnixListener::from(socket)))
     }
 
@@ -64,7 +76,8 @@ impl SocketFile {
 impl Drop for SocketFile {
     fn drop(&mut self) {
         // Still under the lock, so no other donor can have put its own there in between.
-        let ours = fs::symlink_metadata(&self.path).is_ok_and(|now| (now.dev(), now.ino()) == self.identity);
+        let ours = fs::symlink_metadata(&self.path)
+            .is_ok_and(|now| (now.dev(), now.ino()) == self.identity);
         if ours && let Err(error) = fs::remove_file(&self.path) {
             tracing::warn!(path = %self.path.display(), %error, "the donor's socket was left behind");
         }
@@ -77,10 +90,16 @@ fn lock(path: &Path) -> Result<Flock<File>, DonorError> {
     let mut name = OsString::from(path);
     name.push(".lock");
     let name = PathBuf::from(name);
-    let io = |what, source| DonorError::Io { what, path: name.clone(), source };
+    let io = |what, source| DonorError::Io {
+        what,
+        path: name.clone(),
+        source,
+    };
     let mut options = OpenOptions::new();
     options.write(true).create(true).truncate(false).mode(0o600);
-    let file = options.open(&name).map_err(|source| io("opening the lock", source))?;
+    let file = options
+        .open(&name)
+        .map_err(|source| io("opening the lock", source))?;
     Flock::lock(file, FlockArg::LockExclusiveNonblock).map_err(|(_, error)| match error {
         Errno::EWOULDBLOCK => DonorError::InUse(path.to_owned()),
         other => io("flock", other.into()),
@@ -90,11 +109,19 @@ fn lock(path: &Path) -> Result<Flock<File>, DonorError> {
 /// Removes a socket that nobody listens on. Called with the lock held, so what is there belongs to
 /// a donor that died, or to somebody who knows nothing of the lock.
 fn remove_dead(path: &Path) -> Result<(), DonorError> {
-    let io = |what| move |source| DonorError::Io { what, path: path.to_owned(), source };
+    let io = |what| {
+        move |source| DonorError::Io {
+            what,
+            path: path.to_owned(),
+            source,
+        }
+    };
     match fs::symlink_metadata(path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
         Err(error) => return Err(io("stat")(error)),
-        Ok(there) if !there.file_type().is_socket() => return Err(DonorError::NotASocket(path.to_owned())),
+        Ok(there) if !there.file_type().is_socket() => {
+            return Err(DonorError::NotASocket(path.to_owned()));
+        }
         Ok(_) => {}
     }
     match socket::dial(path, Instant::now() + KNOCK) {

@@ -81,7 +81,12 @@ impl Schedule {
 
     /// Faults at these rates, drawn from `seed`.
     pub fn seeded(seed: u64, rates: Rates) -> Self {
-        Self { seed, rates, script: Vec::new(), die_at: None }
+        Self {
+            seed,
+            rates,
+            script: Vec::new(),
+            die_at: None,
+        }
     }
 
     /// The first calls get exactly these faults, those after them what the rates say.
@@ -108,7 +113,10 @@ impl Schedule {
         if self.die_at.is_some_and(|death| call >= death) {
             return Fault::Fail(FaultKind::Unreachable);
         }
-        if let Some(fault) = usize::try_from(call).ok().and_then(|call| self.script.get(call)) {
+        if let Some(fault) = usize::try_from(call)
+            .ok()
+            .and_then(|call| self.script.get(call))
+        {
             return *fault;
         }
         let mut random = Random::new(self.seed, call);
@@ -122,7 +130,13 @@ impl Schedule {
             (rates.unreachable, Fault::Fail(FaultKind::Unreachable)),
             (rates.refused, Fault::Fail(FaultKind::Refused)),
             (rates.deadline, Fault::Fail(FaultKind::Deadline)),
-            (rates.partial, Fault::Partial { kind: FaultKind::Unreachable, share }),
+            (
+                rates.partial,
+                Fault::Partial {
+                    kind: FaultKind::Unreachable,
+                    share,
+                },
+            ),
             (rates.flip, Fault::Flip { bit: detail }),
             (rates.delay, Fault::Delay(self.delay(detail))),
         ];

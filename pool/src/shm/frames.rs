@@ -61,13 +61,21 @@ impl Token {
 
     /// Equality in a time that does not depend on where the two differ.
     pub fn matches(&self, other: &Self) -> bool {
-        self.0.iter().zip(other.0).fold(0, |differ, (a, b)| differ | (a ^ b)) == 0
+        self.0
+            .iter()
+            .zip(other.0)
+            .fold(0, |differ, (a, b)| differ | (a ^ b))
+            == 0
     }
 }
 
 impl std::fmt::Debug for Token {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(if *self == Self::NONE { "Token::NONE" } else { "Token(…)" })
+        f.write_str(if *self == Self::NONE {
+            "Token::NONE"
+        } else {
+            "Token(…)"
+        })
     }
 }
 
@@ -172,7 +180,11 @@ impl Hello {
         };
         zero("reserved bytes", u32_at(bytes, 12)?)?;
         zero("reserved bytes", u64_at(bytes, 56)?)?;
-        Ok(Self { access, epoch: u64_at(bytes, 16)?, token: Token(array_at(bytes, 24)?) })
+        Ok(Self {
+            access,
+            epoch: u64_at(bytes, 16)?,
+            token: Token(array_at(bytes, 24)?),
+        })
     }
 }
 
@@ -182,9 +194,12 @@ impl Answer {
         let none: &[RegionInfo] = &[];
         let (kind, count, epoch, regions) = match self {
             // More regions than fit in a count are more than `parse` takes anyway.
-            Self::Welcome { epoch, regions } => {
-                (KIND_WELCOME, u32::try_from(regions.len()).unwrap_or(u32::MAX), *epoch, regions.as_slice())
-            }
+            Self::Welcome { epoch, regions } => (
+                KIND_WELCOME,
+                u32::try_from(regions.len()).unwrap_or(u32::MAX),
+                *epoch,
+                regions.as_slice(),
+            ),
             Self::WrongEpoch { actual } => (KIND_WRONG_EPOCH, 0, *actual, none),
             Self::Refused(refusal) => (KIND_REFUSED, refusal.code(), 0, none),
             Self::Revoked { epoch } => (KIND_REVOKED, 0, *epoch, none),
@@ -197,7 +212,11 @@ impl Answer {
         bytes.extend(epoch.to_le_bytes());
         bytes.extend([0; 8]);
         for region in regions {
-            let flags = if region.huge_pages { FLAG_HUGE_PAGES } else { 0 };
+            let flags = if region.huge_pages {
+                FLAG_HUGE_PAGES
+            } else {
+                0
+            };
             bytes.extend(region.id.0.to_le_bytes());
             bytes.extend(flags.to_le_bytes());
             bytes.extend(region.len.to_le_bytes());
@@ -214,13 +233,18 @@ impl Answer {
             return Err(field("epoch", epoch));
         }
         if kind == KIND_WELCOME {
-            return Ok(Self::Welcome { epoch, regions: parse_regions(bytes, count)? });
+            return Ok(Self::Welcome {
+                epoch,
+                regions: parse_regions(bytes, count)?,
+            });
         }
         if bytes.len() != HEAD_LEN_BYTES {
             return Err(FrameError::Length(bytes.len()));
         }
         if kind == KIND_REFUSED {
-            return Refusal::from_code(count).map(Self::Refused).ok_or_else(|| field("reason", count));
+            return Refusal::from_code(count)
+                .map(Self::Refused)
+                .ok_or_else(|| field("reason", count));
         }
         zero("count", count)?;
         match kind {
@@ -243,9 +267,15 @@ impl Refusal {
     }
 
     fn from_code(code: u32) -> Option<Self> {
-        [Self::Malformed, Self::Version, Self::Access, Self::Token, Self::Busy]
-            .into_iter()
-            .find(|refusal| refusal.code() == code)
+        [
+            Self::Malformed,
+            Self::Version,
+            Self::Access,
+            Self::Token,
+            Self::Busy,
+        ]
+        .into_iter()
+        .find(|refusal| refusal.code() == code)
     }
 }
 
@@ -272,7 +302,11 @@ fn parse_regions(bytes: &[u8], count: u32) -> Result<Vec<RegionInfo>, FrameError
     let mut regions: Vec<RegionInfo> = Vec::with_capacity(count);
     for index in 0..count {
         let at = HEAD_LEN_BYTES + index * REGION_LEN_BYTES;
-        let (id, flags, len) = (u32_at(bytes, at)?, u32_at(bytes, at + 4)?, u64_at(bytes, at + 8)?);
+        let (id, flags, len) = (
+            u32_at(bytes, at)?,
+            u32_at(bytes, at + 4)?,
+            u64_at(bytes, at + 8)?,
+        );
         if regions.last().is_some_and(|before| before.id.0 >= id) {
             return Err(field("region out of order", id));
         }
@@ -282,7 +316,11 @@ fn parse_regions(bytes: &[u8], count: u32) -> Result<Vec<RegionInfo>, FrameError
         if len == 0 || len > MAX_REGION_BYTES || !len.is_multiple_of(REGION_ALIGN_BYTES) {
             return Err(field("region length", len));
         }
-        regions.push(RegionInfo { id: RegionId(id), len, huge_pages: flags & FLAG_HUGE_PAGES != 0 });
+        regions.push(RegionInfo {
+            id: RegionId(id),
+            len,
+            huge_pages: flags & FLAG_HUGE_PAGES != 0,
+        });
     }
     Ok(regions)
 }
@@ -299,7 +337,10 @@ fn check_head(bytes: &[u8]) -> Result<(), FrameError> {
 }
 
 fn field(field: &'static str, value: impl TryInto<u64>) -> FrameError {
-    FrameError::Field { field, value: value.try_into().unwrap_or(u64::MAX) }
+    FrameError::Field {
+        field,
+        value: value.try_into().unwrap_or(u64::MAX),
+    }
 }
 
 fn zero(name: &'static str, value: impl Into<u64>) -> Result<(), FrameError> {

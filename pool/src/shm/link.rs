@@ -45,7 +45,12 @@ enum State {
 
 impl Link {
     pub(super) fn new(address: String, epoch: u64, socket: OwnedFd, regions: Regions) -> Self {
-        Self { address, epoch, socket, state: RwLock::new(State::Up(Arc::new(regions))) }
+        Self {
+            address,
+            epoch,
+            socket,
+            state: RwLock::new(State::Up(Arc::new(regions))),
+        }
     }
 
     pub(super) fn address(&self) -> &str {
@@ -60,10 +65,14 @@ impl Link {
     pub(super) fn regions(&self) -> Result<Arc<Regions>, TransportError> {
         match &*self.state.read() {
             State::Up(regions) => Ok(Arc::clone(regions)),
-            State::Closed => Err(unreachable(&self.address, io::ErrorKind::ConnectionReset.into())),
-            State::Revoked(actual) => {
-                Err(TransportError::WrongEpoch { wanted: self.epoch, actual: *actual })
-            }
+            State::Closed => Err(unreachable(
+                &self.address,
+                io::ErrorKind::ConnectionReset.into(),
+            )),
+            State::Revoked(actual) => Err(TransportError::WrongEpoch {
+                wanted: self.epoch,
+                actual: *actual,
+            }),
             State::Misbehaved(reason) => Err(refused(&self.address, reason.as_str())),
         }
     }
@@ -72,14 +81,21 @@ impl Link {
     /// when that is shut down.
     pub(super) fn watch(self: &Arc<Self>) -> io::Result<JoinHandle<()>> {
         let link = Arc::clone(self);
-        thread::Builder::new().name("harbour-shm".to_owned()).stack_size(128 << 10).spawn(move || {
-            let end = link.wait_for_end();
-            tracing::debug!(address = link.address, ?end, "a connection to a donor ended");
-            let before = std::mem::replace(&mut *link.state.write(), end);
-            // Here, with the lock released, or at the end of the last batch that is under way, the
-            // mappings go.
-            drop(before);
-        })
+        thread::Builder::new()
+            .name("harbour-shm".to_owned())
+            .stack_size(128 << 10)
+            .spawn(move || {
+                let end = link.wait_for_end();
+                tracing::debug!(
+                    address = link.address,
+                    ?end,
+                    "a connection to a donor ended"
+                );
+                let before = std::mem::replace(&mut *link.state.write(), end);
+                // Here, with the lock released, or at the end of the last batch that is under way, the
+                // mappings go.
+                drop(before);
+            })
     }
 
     fn wait_for_end(&self) -> State {

@@ -12,7 +12,8 @@ use nix::{
     errno::Errno,
     poll::{PollFd, PollFlags, PollTimeout, poll},
     sys::socket::{
-        AddressFamily, ControlMessage, MsgFlags, SockFlag, SockType, UnixAddr, connect, sendmsg, socket,
+        AddressFamily, ControlMessage, MsgFlags, SockFlag, SockType, UnixAddr, connect, sendmsg,
+        socket,
     },
 };
 
@@ -22,15 +23,21 @@ const KNOCK_AGAIN: Duration = Duration::from_millis(5);
 /// A new non-blocking packet socket.
 pub(crate) fn packet_socket() -> io::Result<OwnedFd> {
     let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
-    Ok(socket(AddressFamily::Unix, SockType::SeqPacket, flags, None)?)
+    Ok(socket(
+        AddressFamily::Unix,
+        SockType::SeqPacket,
+        flags,
+        None,
+    )?)
 }
 
 /// `path` as an address; a path of 108 bytes or more is none.
 pub(crate) fn address(path: &Path) -> io::Result<UnixAddr> {
     UnixAddr::new(path).map_err(|error| match error {
-        Errno::ENAMETOOLONG => {
-            io::Error::new(io::ErrorKind::InvalidInput, "the path of a socket must be shorter than 108 bytes")
-        }
+        Errno::ENAMETOOLONG => io::Error::new(
+            io::ErrorKind::InvalidInput,
+            "the path of a socket must be shorter than 108 bytes",
+        ),
         other => other.into(),
     })
 }
@@ -62,7 +69,13 @@ pub(crate) fn send(socket: BorrowedFd<'_>, packet: &[u8], fds: &[RawFd]) -> io::
     let rights = [ControlMessage::ScmRights(fds)];
     let control = if fds.is_empty() { &[] } else { &rights[..] };
     let flags = MsgFlags::MSG_NOSIGNAL | MsgFlags::MSG_DONTWAIT;
-    sendmsg::<()>(socket.as_raw_fd(), &[IoSlice::new(packet)], control, flags, None)?;
+    sendmsg::<()>(
+        socket.as_raw_fd(),
+        &[IoSlice::new(packet)],
+        control,
+        flags,
+        None,
+    )?;
     Ok(())
 }
 

@@ -1,0 +1,30 @@
+//! One contract, every transport; and what only `shm` has to bear.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::print_stdout,
+    missing_docs,
+    unreachable_pub
+)]
+
+mod crowd;
+mod huge;
+mod lying;
+mod rights;
+mod subjects;
+mod suite;
+
+use harbour_pool::transport::TransportKind;
+use subjects::{Local, Process, Threaded, Wrapped};
+
+contract!(local, TransportKind::Local, Local::new());
+contract!(faulty_local, TransportKind::Local, Wrapped(Local::new()));
+contract!(shm, TransportKind::Shm, Threaded::new());
+contract!(shm_of_a_process, TransportKind::Shm, Process::new());
+contract!(faulty_shm, TransportKind::Shm, Wrapped(Threaded::new()));
+
+/// Not a test: the process of [`Process`], which runs this binary with this name.
+#[test]
+fn donor_process() {
+    subjects::be_a_donor_if_asked();
+}
