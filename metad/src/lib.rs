@@ -1,1 +1,8 @@
-//! Placeholder while the rooms are laid out.
+//! The metadata daemon.
+pub mod clock;
+pub mod engine;
+pub mod error;
+pub mod failpoint;
+pub mod policy;
+pub mod space;
+mod store;

@@ -1,0 +1,117 @@
+//! Taking away what nothing refers to.
+
+use std::collections::HashSet;
+
+use super::{Around, Effects, Engine, state::State};
+use crate::{
+    error::Error,
+    store::{Sync, Tx},
+};
+
+/// What readers still hold.
+#[derive(Debug)]
+pub(super) struct Reach {
+    /// Numbers that nodes have open.
+    held: HashSet<u32>,
+    /// Nodes of before a restart may hold more than is known.
+    unknown: bool,
+}
+
+impl Reach {
+    pub(super) fn of(state: &State, now_ms: u64) -> Self {
+        Self {
+            held: state.held_numbers(),
+            unknown: now_ms < state.nodes_unknown_until_ms,
+        }
+    }
+
+    fn holds(&self, number: u32) -> bool {
+        self.unknown || self.held.contains(&number)
+    }
+}
+
+/// What a collection took out of sight or away.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Collected {
+    pub(super) images: u32,
+    pub(super) layers: u32,
+    pub(super) freed_bytes: u64,
+}
+
+/// Takes images without names and layers without images out of sight, and away when no reader
+/// holds them; then packs, documents and indexes that lost their last reference. `packs` are
+/// those that the caller's change may have made superfluous.
+pub(super) fn collect(
+    tx: &Tx<'_>,
+    effects: &mut Effects,
+    reach: &Reach,
+    mut packs: Vec<u64>,
+) -> Result<Collected, Error> {
+    let mut done = Collected::default();
+    for image in tx.nameless_images()? {
+        tx.retire_image(image)?;
+        done.images += 1;
+    }
+    for layer in tx.loose_layers()? {
+        tx.retire_layer(layer)?;
+        done.layers += 1;
+    }
+    if done.images + done.layers > 0 {
+        effects.touch();
+    }
+    for (image, number) in tx.retired_images()? {
+        if !reach.holds(number) {
+            packs.extend(tx.packs_of_image(image)?);
+            tx.delete_image(image)?;
+        }
+    }
+    for (layer, number) in tx.retired_layers()? {
+        if !reach.holds(number) {
+            packs.extend(tx.packs_of_layer(layer)?);
+            tx.delete_layer(layer)?;
+        }
+    }
+    packs.sort_unstable();
+    packs.dedup();
+    for pack in packs {
+        done.freed_bytes += drop_unwanted(tx, effects, pack)?;
+    }
+    tx.prune_documents()?;
+    effects.files.extend(tx.prune_indexes()?);
+    Ok(done)
+}
+
+/// Takes a pack away when nothing refers to it; gives the bytes that it took.
+fn drop_unwanted(tx: &Tx<'_>, effects: &mut Effects, id: u64) -> Result<u64, Error> {
+    if tx.pack_wanted(id)? {
+        return Ok(0);
+    }
+    let Some(pack) = tx.pack_of(id)? else {
+        return Ok(0);
+    };
+    let mut bytes = 0;
+    for extent in tx.extents_of_pack(id)? {
+        bytes += extent.place.held_bytes();
+        effects.free_committed(tx, &pack, &extent)?;
+    }
+    tx.delete_pack(id)?;
+    effects.removed.push(id);
+    Ok(bytes)
+}
+
+impl Engine {
+    /// A round of collection, for what readers have let go of meanwhile.
+    pub(super) fn collect_now(&self) -> Result<(), Error> {
+        let mut state = self.lock();
+        if !std::mem::take(&mut state.collect) {
+            return Ok(());
+        }
+        let reach = Reach::of(&state, self.now_ms());
+        // What is held for unknown nodes has to be looked at again.
+        state.collect = reach.unknown;
+        let around = Around("collect.before", "collect.after");
+        self.change(&mut state, Sync::Process, Some(around), |tx, effects| {
+            collect(tx, effects, &reach, Vec::new()).map(drop)
+        })
+    }
+}

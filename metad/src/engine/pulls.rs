@@ -1,0 +1,150 @@
+//! Leases of pulls: beginning, keeping, and giving back.
+
+use harbour_metad_client::v1;
+
+use super::{Around, Effects, Engine, collect::Reach, state::Pull};
+use crate::{
+    error::{Error, text},
+    store::{PullRow, Sync, Tx},
+};
+
+/// Pulls under way at a time.
+const PULLS_MAX: usize = 1024;
+
+/// How a pull ends, for the space that it still has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum End {
+    /// Its writer has said that it is done.
+    Told,
+    /// Nobody has heard of its writer, who may be late: not before this time.
+    Silent { not_before_ms: u64 },
+}
+
+/// Takes away everything that is a pull's alone. Gives the packs that it held on to.
+pub(super) fn end(
+    tx: &Tx<'_>,
+    effects: &mut Effects,
+    pull: u64,
+    how: End,
+) -> Result<Vec<u64>, Error> {
+    let pins = tx.pins_of(pull)?;
+    for layer in tx.staged_layers(pull)? {
+        tx.delete_layer(layer)?;
+    }
+    let not_before = match how {
+        End::Told => None,
+        End::Silent { not_before_ms } => Some(not_before_ms),
+    };
+    for extent in tx.extents_of_pull(pull)? {
+        effects.free_reserved(tx, &extent, not_before)?;
+    }
+    tx.delete_pull(pull)?;
+    Ok(pins)
+}
+
+impl Engine {
+    /// Begins a pull.
+    pub fn begin(&self, request: &v1::BeginRequest) -> Result<v1::PullLease, Error> {
+        text(&request.what, 4096, "what is pulled")?;
+        text(&request.host, 255, "the host's name")?;
+        let mut state = self.lock();
+        if state.pulls.len() >= PULLS_MAX {
+            return Err(Error::Exhausted(format!(
+                "{PULLS_MAX} pulls are under way, no more are allowed"
+            )));
+        }
+        let row = PullRow {
+            id: state.issue(),
+            token: state.issue(),
+            what: request.what.clone(),
+            host: request.host.clone(),
+            pid: request.pid,
+        };
+        self.change(
+            &mut state,
+            Sync::Process,
+            Some(Around("begin.before", "begin.after")),
+            |tx, _| tx.add_pull(&row),
+        )?;
+        let lease = self.pull_lease(row.id, row.token);
+        let expires_ms = self.now_ms() + self.options.timing.pull_lease_ms;
+        state.pulls.insert(row.id, Pull { row, expires_ms });
+        Ok(lease)
+    }
+
+    /// Keeps a pull's lease.
+    pub fn renew(&self, reference: &v1::PullRef) -> Result<v1::PullLease, Error> {
+        let now_ms = self.now_ms();
+        let mut state = self.lock();
+        let id = state.pull(Some(reference), now_ms)?;
+        if let Some(pull) = state.pulls.get_mut(&id) {
+            pull.expires_ms = now_ms + self.options.timing.pull_lease_ms;
+        }
+        Ok(self.pull_lease(id, reference.token))
+    }
+
+    fn pull_lease(&self, pull: u64, token: u64) -> v1::PullLease {
+        let lease_ms = u32::try_from(self.options.timing.pull_lease_ms).unwrap_or(u32::MAX);
+        v1::PullLease {
+            pull,
+            token,
+            lease_ms,
+        }
+    }
+
+    /// Gives everything of a pull back. One that is not under way has nothing, which is no error.
+    pub fn abort(&self, reference: &v1::PullRef) -> Result<(), Error> {
+        let mut state = self.lock();
+        let Some(pull) = state.pulls.get(&reference.pull) else {
+            return Ok(());
+        };
+        if pull.row.token != reference.token {
+            return Err(Error::Refused(format!(
+                "pull {:x} has another fencing token",
+                reference.pull
+            )));
+        }
+        let reach = Reach::of(&state, self.now_ms());
+        self.change(
+            &mut state,
+            Sync::Process,
+            Some(Around("abort.before", "abort.after")),
+            |tx, effects| {
+                let packs = end(tx, effects, reference.pull, End::Told)?;
+                super::collect::collect(tx, effects, &reach, packs)
+            },
+        )?;
+        state.pulls.remove(&reference.pull);
+        drop(state);
+        self.tell_space_freed();
+        Ok(())
+    }
+
+    /// Undoes one pull whose lease ended.
+    pub(super) fn expire_pull(&self, state: &mut super::State, pull: u64) -> Result<(), Error> {
+        let now_ms = self.now_ms();
+        let reach = Reach::of(state, now_ms);
+        let how = End::Silent {
+            not_before_ms: now_ms + self.options.timing.pull_lease_ms,
+        };
+        self.change(
+            state,
+            Sync::Process,
+            Some(Around("expire.before", "expire.after")),
+            |tx, effects| {
+                let packs = end(tx, effects, pull, how)?;
+                super::collect::collect(tx, effects, &reach, packs)
+            },
+        )?;
+        if let Some(gone) = state.pulls.remove(&pull) {
+            tracing::info!(
+                pull,
+                what = gone.row.what,
+                host = gone.row.host,
+                pid = gone.row.pid,
+                "pull expired"
+            );
+        }
+        Ok(())
+    }
+}
