@@ -190,7 +190,6 @@ impl Connector {
         endpoint: &Endpoint,
         deadline: Instant,
     ) -> Result<(Arc<dyn Transport>, bool), TransportError> {
-        in_time(deadline)?;
         let attempt = match self
             .cache
             .look_up((endpoint.donor, endpoint.epoch), deadline)?
@@ -198,6 +197,7 @@ impl Connector {
             Lookup::Ready(transport) => return Ok((transport, false)),
             Lookup::Dial(attempt) => attempt,
         };
+        in_time(deadline)?;
         let limit = deadline.min(Instant::now() + self.config.connect_timeout);
         match self.dial.dial(endpoint, limit) {
             Ok(transport) => {

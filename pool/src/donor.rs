@@ -285,7 +285,10 @@ impl DonorServer {
         // A reader of a huge page that is gone dies of SIGBUS when the host has no other to put in
         // its place; and huge pages go back to the host's huge pages only, which is no relief to
         // anyone. So those go when their readers have let go, which they do when told.
-        let ordinary = before.iter().flat_map(|lent| &lent.regions).filter(|region| !region.info.huge_pages);
+        let ordinary = before
+            .iter()
+            .flat_map(|lent| &lent.regions)
+            .filter(|region| !region.info.huge_pages);
         for region in ordinary {
             if let Err(error) = region.memory.discard(0..region.info.len) {
                 tracing::warn!(name = config.name, %error, "memory comes back only when its readers let go");
