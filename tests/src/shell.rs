@@ -19,6 +19,9 @@ use nix::{
 /// How often a child is looked at while waiting for it.
 const POLL: Duration = Duration::from_millis(5);
 
+/// How much of each stream a message shows.
+const SHOWN_BYTES: usize = 6000;
+
 /// What a finished program left.
 #[derive(Debug)]
 pub struct Output {
@@ -47,8 +50,8 @@ impl Output {
                 "`{}` ended with {}\n{}{}",
                 self.command,
                 self.status,
-                self.text(),
-                self.stderr
+                end_of(&self.text()),
+                end_of(&self.stderr)
             );
         }
         Ok(self)
@@ -75,8 +78,9 @@ pub fn run(command: &mut Command, limit: Duration) -> Result<Output> {
     let stderr = String::from_utf8_lossy(&stderr).into_owned();
     let Some(status) = status else {
         bail!(
-            "`{line}` was not done after {limit:?}\n{}{stderr}",
-            String::from_utf8_lossy(&stdout)
+            "`{line}` was not done after {limit:?}\n{}{}",
+            end_of(&String::from_utf8_lossy(&stdout)),
+            end_of(&stderr)
         );
     };
     Ok(Output {
@@ -136,6 +140,12 @@ pub fn until<T>(
         }
         thread::sleep(POLL);
     }
+}
+
+/// The last part of what a program printed, for a message.
+fn end_of(text: &str) -> &str {
+    let from = text.len().saturating_sub(SHOWN_BYTES);
+    text.get(text.ceil_char_boundary(from)..).unwrap_or(text)
 }
 
 fn line(command: &Command) -> String {

@@ -16,7 +16,7 @@ use rustix::{
     io::Errno,
 };
 
-use super::{Difference, Entry, Name, S_IFDIR, Tree};
+use super::{Difference, Entry, GHOST, Name, S_IFDIR, Tree};
 
 pub(super) fn scan(root: &Path) -> Result<Tree> {
     let top: OwnedFd = File::open(root)
@@ -71,8 +71,17 @@ impl Walk {
 
     fn one(&mut self, dir: &OwnedFd, name: Name, last: &[u8], told: FileType) -> Result<()> {
         let shown = || format!("/{}", name.escape_ascii());
-        let stat = statat(dir, last, AtFlags::SYMLINK_NOFOLLOW)
-            .with_context(|| format!("lstat of {}", shown()))?;
+        let stat = match statat(dir, last, AtFlags::SYMLINK_NOFOLLOW) {
+            Ok(stat) => stat,
+            Err(Errno::NOENT) => {
+                self.tree.faults.push(Difference {
+                    name,
+                    what: GHOST.into(),
+                });
+                return Ok(());
+            }
+            Err(e) => return Err(e).with_context(|| format!("lstat of {}", shown())),
+        };
         let kind = FileType::from_raw_mode(stat.st_mode);
         if told != kind {
             let what = format!("d_type says {told:?}, lstat {kind:?}");
