@@ -1,0 +1,137 @@
+//! Node numbers: which view, and which node of it, in one number that needs no table.
+//!
+//! The upper 24 bits are the number of the view (a layer or a merged image, given by the catalogue
+//! for good), the lower 40 its EROFS nid. So the kernel may hold a number for years, across
+//! changes of the catalogue, and it still means the same file. View 0 is ours: the directories
+//! above the views. There the root is 1, as FUSE wants it, an `erofs/X.erofs` file is told by the
+//! view that it shows, and everything else by a number made from its path.
+
+use harbour_image::object::hash_object;
+
+const NID_BITS: u32 = 40;
+const NID_MAX: u64 = (1 << NID_BITS) - 1;
+const VIEW_MAX: u32 = (1 << 24) - 1;
+/// Control numbers from here on are made from paths.
+const NAMED: u64 = 1 << 39;
+/// Control numbers with this bit, below [`NAMED`], are EROFS files; the rest is the view's number.
+const EROFS: u64 = 1 << 38;
+
+/// A node as the kernel knows it: the number of a FUSE node and `st_ino`.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Node(u64);
+
+/// What a [`Node`] stands for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Place {
+    /// A node of the directories above the views.
+    Control(u64),
+    /// The EROFS file of the view with this number.
+    Erofs(u32),
+    /// A node inside a view.
+    View {
+        /// Number of the layer or image.
+        number: u32,
+        /// EROFS nid in its index.
+        nid: u64,
+    },
+}
+
+impl Node {
+    /// The mount's root.
+    pub const ROOT: Self = Self(1);
+
+    /// The node with this number, as the kernel gives it.
+    pub const fn from_raw(raw: u64) -> Self {
+        Self(raw)
+    }
+
+    /// The number.
+    pub const fn raw(self) -> u64 {
+        self.0
+    }
+
+    /// A node inside a view; `None` when view or nid do not fit, or the view is 0.
+    pub const fn in_view(number: u32, nid: u64) -> Option<Self> {
+        if number == 0 || number > VIEW_MAX || nid > NID_MAX {
+            return None;
+        }
+        Some(Self((number as u64) << NID_BITS | nid))
+    }
+
+    /// The EROFS file of a view.
+    pub const fn erofs(number: u32) -> Self {
+        Self(EROFS | (number & VIEW_MAX) as u64)
+    }
+
+    /// A control node of a number that [`control_number`] gave, or the root.
+    pub(crate) const fn control(number: u64) -> Self {
+        Self(number & NID_MAX)
+    }
+
+    /// What it stands for.
+    pub const fn place(self) -> Place {
+        let number = (self.0 >> NID_BITS) as u32;
+        let nid = self.0 & NID_MAX;
+        if number != 0 {
+            Place::View { number, nid }
+        } else if nid & NAMED == 0 && nid & EROFS != 0 {
+            Place::Erofs((nid & !EROFS) as u32 & VIEW_MAX)
+        } else {
+            Place::Control(nid)
+        }
+    }
+}
+
+impl std::fmt::Debug for Node {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self.place() {
+            Place::Control(number) => write!(f, "control:{number:x}"),
+            Place::Erofs(number) => write!(f, "erofs:{number}"),
+            Place::View { number, nid } => write!(f, "{number}:{nid}"),
+        }
+    }
+}
+
+/// The number of the control node at `path`, made from the path alone; the `attempt`-th choice
+/// when earlier ones are taken by other paths.
+pub(crate) fn control_number(path: &str, attempt: u32) -> u64 {
+    if path.is_empty() {
+        return Node::ROOT.0;
+    }
+    let mut bytes = [0; 8];
+    bytes.copy_from_slice(&hash_object(path.as_bytes()).id.0[..8]);
+    NAMED | (u64::from_le_bytes(bytes).wrapping_add(u64::from(attempt)) & (NAMED - 1))
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    #[test]
+    fn numbers_are_taken_apart_as_they_were_put_together() {
+        for number in [1, 2, 77, VIEW_MAX] {
+            for nid in [0, 1, 36, NAMED, EROFS, NID_MAX] {
+                let node = Node::in_view(number, nid).unwrap();
+                assert_eq!(node.place(), Place::View { number, nid });
+                assert_eq!(Node::from_raw(node.raw()), node);
+            }
+            assert_eq!(Node::erofs(number).place(), Place::Erofs(number));
+        }
+        assert_eq!(Node::in_view(0, 1), None);
+        assert_eq!(Node::in_view(VIEW_MAX + 1, 1), None);
+        assert_eq!(Node::in_view(1, NID_MAX + 1), None);
+        assert_eq!(Node::ROOT.place(), Place::Control(1));
+        assert_eq!(Node::ROOT.raw(), 1);
+    }
+
+    #[test]
+    fn control_numbers_come_from_the_path_alone() {
+        let number = control_number("images/docker.io", 0);
+        assert_eq!(number, control_number("images/docker.io", 0));
+        assert_ne!(number, control_number("images/docker.io", 1));
+        assert_ne!(number, control_number("images", 0));
+        assert_eq!(Node::control(number).place(), Place::Control(number));
+        assert_eq!(control_number("", 0), 1);
+    }
+}
