@@ -229,15 +229,15 @@ impl Report {
                 .collect(),
         ];
         for (workload, mode, unit) in rows {
-            let mut line = vec![
-                format!("{workload} {mode}").trim().to_owned(),
-                unit.to_owned(),
-            ];
-            line.extend(targets.iter().map(|target| {
-                self.get(workload, mode, target)
-                    .and_then(&cell)
-                    .unwrap_or_else(|| "-".to_owned())
-            }));
+            let found: Vec<Option<String>> = targets
+                .iter()
+                .map(|target| self.get(workload, mode, target).and_then(&cell))
+                .collect();
+            if found.iter().all(Option::is_none) {
+                continue;
+            }
+            let mut line = vec![format!("{workload} {mode}").trim().to_owned(), unit.to_owned()];
+            line.extend(found.into_iter().map(|value| value.unwrap_or_else(|| "-".to_owned())));
             cells.push(line);
         }
         let title = if title.is_empty() {

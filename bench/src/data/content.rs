@@ -71,7 +71,7 @@ pub(crate) struct Content {
 /// Unit in which texture changes, in bytes.
 const BLOCK: usize = 4096;
 /// Words that text is made of; a power of two.
-const WORDS: u64 = 2048;
+const WORDS: u64 = 512;
 
 impl Content {
     /// `len` bytes that follow from `seed`.

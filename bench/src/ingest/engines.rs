@@ -149,14 +149,17 @@ impl Engine for Podman {
             &policy,
             r#"{"default":[{"type":"insecureAcceptAnything"}]}"#,
         )?;
+        let (root, run) = (storage.join("root"), storage.join("run"));
         let config = storage.join("storage.conf");
-        fs::write(&config, "[storage]\ndriver = \"overlay\"\n")?;
+        // It reads its places from here before it looks at its flags.
+        let text = format!(
+            "[storage]\ndriver = \"overlay\"\ngraphroot = \"{}\"\nrunroot = \"{}\"\n",
+            root.display(),
+            run.display()
+        );
+        fs::write(&config, text)?;
         let mut podman = Command::new("podman");
-        podman
-            .arg("--root")
-            .arg(storage.join("root"))
-            .arg("--runroot")
-            .arg(storage.join("run"));
+        podman.arg("--root").arg(&root).arg("--runroot").arg(&run);
         podman.args([
             "--storage-driver",
             "overlay",
