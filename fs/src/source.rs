@@ -53,7 +53,8 @@ pub struct LayerEntry {
 /// Where an index file is.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct IndexRef {
-    /// BLAKE3 of the granule table: the table is checked against this, granules against the table.
+    /// BLAKE3 over `len` (`u64`, little endian) and the granule table: the table is checked against
+    /// this, granules against the table (`harbour_image::index::seal`).
     pub digest: [u8; 32],
     /// Length in bytes without the granule table, which follows it.
     pub len: u64,

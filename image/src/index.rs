@@ -15,6 +15,7 @@
 
 mod dir;
 mod emit;
+mod error;
 mod inode;
 mod layout;
 mod load;
@@ -31,6 +32,7 @@ mod xattr;
 use std::sync::Arc;
 
 pub use dir::DirEntry;
+pub use error::{IndexError, ReadError, Refusal, WriteError};
 pub use inode::{Inode, Nid, Xattr};
 pub use layout::{BLOCK, FileType, Header, ViewKind};
 pub use load::load;
@@ -42,130 +44,16 @@ pub use write::{Stats, Written, write};
 
 /// Bytes of an index, from wherever they come. A structure may lie anywhere: an implementation
 /// that fetches granules copies across their borders.
-#[allow(clippy::len_without_is_empty, reason = "nothing asks whether an index is empty")]
+#[allow(
+    clippy::len_without_is_empty,
+    reason = "nothing asks whether an index is empty"
+)]
 pub trait IndexBytes {
     /// Number of bytes there are, with or without the granule table.
     fn len(&self) -> u64;
 
     /// Fills `into` from `offset`; an error when any byte of it is not there.
     fn read_at(&self, offset: u64, into: &mut [u8]) -> Result<(), ReadError>;
-}
-
-/// Why bytes of an index could not be read.
-#[derive(Debug, thiserror::Error)]
-pub enum ReadError {
-    /// The index is shorter.
-    #[error("{len} bytes at {offset} are past the end of the index at {end}")]
-    PastEnd {
-        /// Where reading was to begin, in bytes.
-        offset: u64,
-        /// How many bytes.
-        len: u64,
-        /// Where the index ends.
-        end: u64,
-    },
-    /// Fetching or checking them failed.
-    #[error("could not read {len} bytes at {offset} of the index")]
-    Failed {
-        /// Where reading was to begin, in bytes.
-        offset: u64,
-        /// How many bytes.
-        len: u64,
-        /// Why.
-        #[source]
-        source: Box<dyn std::error::Error + Send + Sync>,
-    },
-}
-
-/// Why an index cannot be read further.
-#[derive(Debug, thiserror::Error)]
-pub enum IndexError {
-    /// The bytes did not come.
-    #[error("an index could not be read")]
-    Read(#[from] ReadError),
-    /// It does not begin as one.
-    #[error("not an index: the first bytes are others")]
-    NotAnIndex,
-    /// Written by another release.
-    #[error("index of version {found}; this release reads version 1")]
-    Version {
-        /// What the header says.
-        found: u32,
-    },
-    /// Its header contradicts itself.
-    #[error("index with a wrong header: {0}")]
-    Header(&'static str),
-    /// Something in it cannot be.
-    #[error("index is corrupt at {at}: {what}")]
-    Corrupt {
-        /// Where it was found: an offset in the index in bytes.
-        at: u64,
-        /// What was found.
-        what: &'static str,
-    },
-    /// An operation on directories got something else.
-    #[error("node {nid} is not a directory")]
-    NotADirectory {
-        /// The node.
-        nid: Nid,
-    },
-    /// The caller asked for something that this index does not have.
-    #[error("{what} {number} is not in the index")]
-    OutOfRange {
-        /// What was asked for.
-        what: &'static str,
-        /// Its number or offset.
-        number: u64,
-    },
-}
-
-/// Why a tree cannot be written.
-#[derive(Debug, thiserror::Error)]
-pub enum WriteError {
-    /// Something in the tree cannot be in an index.
-    #[error("{path} {why}")]
-    Refused {
-        /// Where, from the root, with bytes that are not printable escaped.
-        path: String,
-        /// What is wrong with it.
-        why: Refusal,
-    },
-    /// Node 0 is not a directory.
-    #[error("the tree has no root")]
-    NoRoot,
-    /// More than 16 TiB of data region and metadata, or more than 2^32 of something counted.
-    #[error("the tree is larger than an index can describe (16 TiB, 2^32 objects)")]
-    TooLarge,
-}
-
-/// What is wrong with a node or an entry.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Refusal {
-    /// Empty, over 255 bytes, `.`, `..`, or with NUL or slash.
-    Name,
-    /// An entry that leads out of the tree's nodes.
-    NoSuchNode(u32),
-    /// A directory with two names, or in itself.
-    DirTwice,
-    /// Mode or nanoseconds out of range.
-    Meta,
-    /// A symlink's target.
-    Target,
-    /// Device numbers that EROFS and the kernel cannot hold.
-    Device {
-        /// Major number.
-        major: u32,
-        /// Minor number.
-        minor: u32,
-    },
-    /// Extended attributes that are too long.
-    Xattrs(&'static str),
-    /// A whiteout or opaque mark in an image.
-    MarkInImage,
-    /// Content runs that are unordered, overlapping, not aligned or outside of the file.
-    Runs,
-    /// An object that the placement does not have, or has differently.
-    Object(&'static str),
 }
 
 /// An index, open for reading. Copying the header is all that opening does, so an `Index` can be
@@ -212,7 +100,10 @@ impl<B: IndexBytes> Index<B> {
     pub fn read_meta(&self, offset: u64, into: &mut [u8]) -> Result<(), IndexError> {
         let end = offset.checked_add(into.len() as u64);
         if end.is_none_or(|end| end > self.header.meta_len) {
-            return Err(IndexError::Corrupt { at: offset, what: "something outside of the metadata" });
+            return Err(IndexError::Corrupt {
+                at: offset,
+                what: "something outside of the metadata",
+            });
         }
         Ok(self.bytes.read_at(offset, into)?)
     }
@@ -225,7 +116,11 @@ impl<B: IndexBytes> Index<B> {
     }
 
     /// Reads entry `number` of a table, which the caller knows it to have.
-    fn entry<const N: usize>(&self, table: layout::Section, number: u64) -> Result<[u8; N], IndexError> {
+    fn entry<const N: usize>(
+        &self,
+        table: layout::Section,
+        number: u64,
+    ) -> Result<[u8; N], IndexError> {
         debug_assert!(number < table.count);
         let mut out = [0; N];
         self.bytes.read_at(table.at + number * N as u64, &mut out)?;
@@ -240,13 +135,19 @@ impl IndexBytes for [u8] {
 
     fn read_at(&self, offset: u64, into: &mut [u8]) -> Result<(), ReadError> {
         let len = into.len();
-        let from = usize::try_from(offset).ok().and_then(|start| self.get(start..start.checked_add(len)?));
+        let from = usize::try_from(offset)
+            .ok()
+            .and_then(|start| self.get(start..start.checked_add(len)?));
         match from {
             Some(from) => {
                 into.copy_from_slice(from);
                 Ok(())
             }
-            None => Err(ReadError::PastEnd { offset, len: len as u64, end: <[u8]>::len(self) as u64 }),
+            None => Err(ReadError::PastEnd {
+                offset,
+                len: len as u64,
+                end: <[u8]>::len(self) as u64,
+            }),
         }
     }
 }

@@ -19,18 +19,42 @@ use support::{
 
 /// A file system that layers are unpacked into, from the bottom up.
 enum Model {
-    Dir { meta: Meta, implied: bool, names: BTreeMap<Box<[u8]>, Model> },
-    Leaf { layer: usize, id: NodeId },
+    Dir {
+        meta: Meta,
+        implied: bool,
+        names: BTreeMap<Box<[u8]>, Model>,
+    },
+    Leaf {
+        layer: usize,
+        id: NodeId,
+    },
 }
 
 impl Model {
     fn empty() -> Self {
-        Self::Dir { meta: meta(0o755), implied: true, names: BTreeMap::new() }
+        Self::Dir {
+            meta: meta(0o755),
+            implied: true,
+            names: BTreeMap::new(),
+        }
     }
 
     fn apply(&mut self, layer: usize, tree: &Tree, id: NodeId) {
-        let Node { meta: new_meta, kind: Kind::Dir(dir) } = tree.node(id) else { panic!("a directory") };
-        let Self::Dir { meta, implied, names } = self else { panic!("a directory") };
+        let Node {
+            meta: new_meta,
+            kind: Kind::Dir(dir),
+        } = tree.node(id)
+        else {
+            panic!("a directory")
+        };
+        let Self::Dir {
+            meta,
+            implied,
+            names,
+        } = self
+        else {
+            panic!("a directory")
+        };
         if dir.opaque {
             names.clear();
         }
@@ -62,21 +86,42 @@ impl Model {
         tree
     }
 
-    fn add(&self, tree: &mut Tree, known: &mut BTreeMap<(usize, NodeId), NodeId>, layers: &[Builder]) -> NodeId {
+    fn add(
+        &self,
+        tree: &mut Tree,
+        known: &mut BTreeMap<(usize, NodeId), NodeId>,
+        layers: &[Builder],
+    ) -> NodeId {
         let next = NodeId(tree.nodes.len() as u32);
         match self {
             Self::Leaf { layer, id } => *known.entry((*layer, *id)).or_insert_with(|| {
                 let mut node = layers[*layer].tree.node(*id).clone();
                 if let Kind::File(content) = &mut node.kind {
-                    let base: usize = layers[..*layer].iter().map(|layer| layer.store.placement.objects.len()).sum();
-                    content.runs.iter_mut().for_each(|run| run.object.0 += base as u32);
+                    let base: usize = layers[..*layer]
+                        .iter()
+                        .map(|layer| layer.store.placement.objects.len())
+                        .sum();
+                    content
+                        .runs
+                        .iter_mut()
+                        .for_each(|run| run.object.0 += base as u32);
                 }
                 tree.nodes.push(node);
                 next
             }),
-            Self::Dir { meta, implied, names } => {
-                let dir = Dir { implied: *implied, ..Dir::default() };
-                tree.nodes.push(Node { meta: meta.clone(), kind: Kind::Dir(dir) });
+            Self::Dir {
+                meta,
+                implied,
+                names,
+            } => {
+                let dir = Dir {
+                    implied: *implied,
+                    ..Dir::default()
+                };
+                tree.nodes.push(Node {
+                    meta: meta.clone(),
+                    kind: Kind::Dir(dir),
+                });
                 for (name, child) in names {
                     let child = child.add(tree, known, layers);
                     if let Kind::Dir(dir) = &mut tree.nodes[next.0 as usize].kind {
@@ -91,8 +136,14 @@ impl Model {
 
 /// The merged image of layers, by the code under test.
 fn merged(layers: &[Builder]) -> (Tree, harbour_image::index::Placement) {
-    let written: Vec<_> = layers.iter().map(|layer| layer.write(ViewKind::Layer)).collect();
-    let indexes: Vec<_> = written.iter().map(|written| Index::open(&written.bytes[..]).unwrap()).collect();
+    let written: Vec<_> = layers
+        .iter()
+        .map(|layer| layer.write(ViewKind::Layer))
+        .collect();
+    let indexes: Vec<_> = written
+        .iter()
+        .map(|written| Index::open(&written.bytes[..]).unwrap())
+        .collect();
     merge(&indexes).unwrap()
 }
 
@@ -106,7 +157,10 @@ fn check_against_model(layers: &[Builder]) {
     for layer in layers {
         all.placement.objects.extend(&layer.store.placement.objects);
     }
-    assert_eq!(flat(&tree, &placement), flat(&model.tree(layers), &all.placement));
+    assert_eq!(
+        flat(&tree, &placement),
+        flat(&model.tree(layers), &all.placement)
+    );
     let written = write(&tree, &placement, ViewKind::Image).unwrap();
     verify(&Index::open(&written.bytes).unwrap()).unwrap();
     // Only content that is still named is placed.
@@ -145,29 +199,52 @@ fn check_against_overlay(layers: &[Builder]) {
     }
     let empty = dir.path().join("empty");
     std::fs::create_dir(&empty).unwrap();
-    let mut lowers: Vec<_> = mounts.iter().rev().map(|mounted| mounted.path.clone()).collect();
+    let mut lowers: Vec<_> = mounts
+        .iter()
+        .rev()
+        .map(|mounted| mounted.path.clone())
+        .collect();
     lowers.push(empty);
     let overlay = mount_overlay(&lowers, &dir.path().join("overlay"));
 
     let (tree, placement) = merged(layers);
-    let all: BTreeMap<_, _> = layers.iter().flat_map(|layer| objects(&layer.store)).collect();
+    let all: BTreeMap<_, _> = layers
+        .iter()
+        .flat_map(|layer| objects(&layer.store))
+        .collect();
     let object = |key: ObjectKey| all[&placement.objects[key.0 as usize].id.0];
-    Comparison { tree: &tree, object: &object, overlay: true }.run(&overlay.path);
+    Comparison {
+        tree: &tree,
+        object: &object,
+        overlay: true,
+    }
+    .run(&overlay.path);
     drop(overlay);
     drop(mounts);
 
     // And the merged image itself, exactly.
     let file = dir.path().join("image.erofs");
-    materialise(&write(&tree, &placement, ViewKind::Image).unwrap(), &all, &file);
+    materialise(
+        &write(&tree, &placement, ViewKind::Image).unwrap(),
+        &all,
+        &file,
+    );
     fsck(&file);
     let mounted = mount_erofs(&file, &dir.path().join("image"));
-    Comparison { tree: &tree, object: &object, overlay: false }.run(&mounted.path);
+    Comparison {
+        tree: &tree,
+        object: &object,
+        overlay: false,
+    }
+    .run(&mounted.path);
 }
 
 fn path<'a>(tree: &'a Tree, path: &[&[u8]]) -> Option<&'a Node> {
     let mut node = tree.node(Tree::ROOT);
     for name in path {
-        let Kind::Dir(dir) = &node.kind else { return None };
+        let Kind::Dir(dir) = &node.kind else {
+            return None;
+        };
         node = tree.node(*dir.entries.get(*name)?);
     }
     Some(node)
@@ -178,7 +255,11 @@ fn opaque_and_implied_keeps_the_lower_directory_but_not_its_names() {
     let (mut low, mut high) = (Builder::new(), Builder::new());
     let d = low.add(Tree::ROOT, b"d", meta(0o700), Kind::Dir(Dir::default()));
     low.file(d, b"old", b"old");
-    let dir = Dir { opaque: true, implied: true, ..Dir::default() };
+    let dir = Dir {
+        opaque: true,
+        implied: true,
+        ..Dir::default()
+    };
     let d = high.add(Tree::ROOT, b"d", meta(0o755), Kind::Dir(dir));
     high.file(d, b"new", b"new");
     let layers = [low, high];
@@ -195,7 +276,15 @@ fn what_a_file_or_whiteout_covered_does_not_come_back() {
     for name in [b"file", b"gone"] {
         let d = low.add(Tree::ROOT, name, meta(0o700), Kind::Dir(Dir::default()));
         low.file(d, b"old", b"old");
-        let d = high.add(Tree::ROOT, name, meta(0o750), Kind::Dir(Dir { implied: true, ..Dir::default() }));
+        let d = high.add(
+            Tree::ROOT,
+            name,
+            meta(0o750),
+            Kind::Dir(Dir {
+                implied: true,
+                ..Dir::default()
+            }),
+        );
         high.file(d, b"new", b"new");
     }
     middle.file(Tree::ROOT, b"file", b"not a directory");
@@ -208,7 +297,11 @@ fn what_a_file_or_whiteout_covered_does_not_come_back() {
         assert!(path(&tree, &[name, b"old"]).is_none());
         assert!(path(&tree, &[name, b"new"]).is_some());
     }
-    assert_eq!(placement.objects.len(), 1, "content that nothing names any more is dropped");
+    assert_eq!(
+        placement.objects.len(),
+        1,
+        "content that nothing names any more is dropped"
+    );
 }
 
 #[test]
@@ -232,8 +325,16 @@ fn hard_links_whose_names_are_partly_hidden_count_what_is_left() {
 fn data_keeps_the_order_of_layers_and_streams_and_equal_objects_are_one() {
     let (mut low, mut high) = (Builder::new(), Builder::new());
     for number in [3u64, 1, 2] {
-        low.file(Tree::ROOT, format!("low{number}").as_bytes(), &noise(number, 6000));
-        high.file(Tree::ROOT, format!("high{number}").as_bytes(), &noise(number, 6000));
+        low.file(
+            Tree::ROOT,
+            format!("low{number}").as_bytes(),
+            &noise(number, 6000),
+        );
+        high.file(
+            Tree::ROOT,
+            format!("high{number}").as_bytes(),
+            &noise(number, 6000),
+        );
     }
     let (tree, placement) = merged(&[low, high]);
     assert_eq!(placement.objects.len(), 3);
@@ -242,9 +343,17 @@ fn data_keeps_the_order_of_layers_and_streams_and_equal_objects_are_one() {
     let root = index.root().unwrap();
     let offsets: Vec<_> = ["low3", "low1", "low2", "high3", "high1", "high2"]
         .iter()
-        .map(|name| index.inode(index.lookup(&root, name.as_bytes()).unwrap().unwrap().0).unwrap().data_offset)
+        .map(|name| {
+            index
+                .inode(index.lookup(&root, name.as_bytes()).unwrap().unwrap().0)
+                .unwrap()
+                .data_offset
+        })
         .collect();
-    assert!(offsets.is_sorted() && offsets[0] == Some(index.header().meta_len), "{offsets:?}");
+    assert!(
+        offsets.is_sorted() && offsets[0] == Some(index.header().meta_len),
+        "{offsets:?}"
+    );
 }
 
 #[test]
@@ -252,7 +361,15 @@ fn nothing_merged_is_an_empty_tree_and_one_layer_is_itself() {
     let (tree, _) = merge::<Vec<u8>>(&[]).unwrap();
     assert_eq!(tree, Tree::new());
     let mut layer = Builder::new();
-    layer.add(Tree::ROOT, b"f", meta(0o644), Kind::File(Content::default()));
+    layer.add(
+        Tree::ROOT,
+        b"f",
+        meta(0o644),
+        Kind::File(Content::default()),
+    );
     let (tree, placement) = merged(std::slice::from_ref(&layer));
-    assert_eq!(flat(&tree, &placement), flat(&layer.tree, &layer.store.placement));
+    assert_eq!(
+        flat(&tree, &placement),
+        flat(&layer.tree, &layer.store.placement)
+    );
 }

@@ -7,7 +7,10 @@ mod support;
 use std::ops::ControlFlow;
 
 use harbour_image::{
-    index::{BLOCK, FileType, Index, IndexError, Nid, Refusal, ViewKind, What, WriteError, load, seal, verify, write},
+    index::{
+        BLOCK, FileType, Index, IndexError, Nid, Refusal, ViewKind, What, WriteError, load, seal,
+        verify, write,
+    },
     object::verify_granule,
     tree::{Content, Dir, Kind, NodeId, ObjectKey, Run, Tree},
 };
@@ -104,7 +107,10 @@ fn a_directory_of_100000_names_is_found_name_by_name_and_listed_from_any_place()
     let written = builder.write(ViewKind::Layer);
     let index = Index::open(&written.bytes).unwrap();
     verify(&index).unwrap();
-    let (nid, _) = index.lookup(&index.root().unwrap(), b"big").unwrap().unwrap();
+    let (nid, _) = index
+        .lookup(&index.root().unwrap(), b"big")
+        .unwrap()
+        .unwrap();
     let dir = index.inode(nid).unwrap();
     let mut cookie = 0;
     let mut names: Vec<Vec<u8>> = Vec::new();
@@ -138,9 +144,17 @@ fn a_directory_of_100000_names_is_found_name_by_name_and_listed_from_any_place()
             assert_eq!(index.lookup(&dir, &absent).unwrap(), None);
         }
     }
-    assert_eq!(index.lookup(&dir, b".").unwrap(), Some((dir.nid, FileType::Dir)));
-    assert_eq!(index.lookup(&dir, b"..").unwrap(), Some((index.root().unwrap().nid, FileType::Dir)));
-    index.readdir(&dir, u64::MAX, |_| panic!("nothing is there")).unwrap();
+    assert_eq!(
+        index.lookup(&dir, b".").unwrap(),
+        Some((dir.nid, FileType::Dir))
+    );
+    assert_eq!(
+        index.lookup(&dir, b"..").unwrap(),
+        Some((index.root().unwrap().nid, FileType::Dir))
+    );
+    index
+        .readdir(&dir, u64::MAX, |_| panic!("nothing is there"))
+        .unwrap();
 }
 
 #[test]
@@ -161,7 +175,10 @@ fn inodes_of_one_directory_are_neighbours_and_data_follows_the_stream() {
     let mut expected = index.header().meta_len;
     for (dir, name) in &stream {
         let (nid, _) = index.lookup(&root, *dir).unwrap().unwrap();
-        let (nid, _) = index.lookup(&index.inode(nid).unwrap(), name.as_bytes()).unwrap().unwrap();
+        let (nid, _) = index
+            .lookup(&index.inode(nid).unwrap(), name.as_bytes())
+            .unwrap()
+            .unwrap();
         assert_eq!(index.inode(nid).unwrap().data_offset, Some(expected));
         expected += 2 * BLOCK;
     }
@@ -170,7 +187,11 @@ fn inodes_of_one_directory_are_neighbours_and_data_follows_the_stream() {
         let mut last: Option<u64> = None;
         index
             .readdir(&index.inode(nid).unwrap(), 0, |entry| {
-                assert!(last.is_none_or(|last| entry.nid.0 == last + 2), "{last:?} {}", entry.nid);
+                assert!(
+                    last.is_none_or(|last| entry.nid.0 == last + 2),
+                    "{last:?} {}",
+                    entry.nid
+                );
                 last = Some(entry.nid.0);
                 ControlFlow::Continue(())
             })
@@ -184,7 +205,11 @@ fn content_of_many_objects_and_what_is_shared_or_unused() {
     let big = noise(1, (2 << 20) + 50_000);
     builder.store.put(b"an object that no file needs");
     builder.store.packs.push(Vec::new());
-    builder.store.placement.packs.push(builder.store.placement.packs[0]);
+    builder
+        .store
+        .placement
+        .packs
+        .push(builder.store.placement.packs[0]);
     let unused = builder.store.placement.packs.len();
     builder.file(Tree::ROOT, b"one", &big);
     builder.file(Tree::ROOT, b"two", &big);
@@ -197,54 +222,168 @@ fn content_of_many_objects_and_what_is_shared_or_unused() {
     assert_eq!(written.stats.granules, 64 + 64 + 4);
     let index = Index::open(&written.bytes).unwrap();
     verify(&index).unwrap();
-    let (nid, _) = index.lookup(&index.root().unwrap(), b"two").unwrap().unwrap();
+    let (nid, _) = index
+        .lookup(&index.root().unwrap(), b"two")
+        .unwrap()
+        .unwrap();
     let start = index.inode(nid).unwrap().data_offset.unwrap();
     let segments = index.segments(start + (1 << 20) + 20_000, 40_000).unwrap();
-    let [harbour_image::index::Segment { len: 40_000, what: What::Object(part), .. }] = segments[..] else {
+    let [
+        harbour_image::index::Segment {
+            len: 40_000,
+            what: What::Object(part),
+            ..
+        },
+    ] = segments[..]
+    else {
         panic!("{segments:?}")
     };
     assert_eq!((part.skip, part.object_len), (20_000, 1 << 20));
-    let hashes = index.granule_hashes(part.granules, part.granule_count()).unwrap();
+    let hashes = index
+        .granule_hashes(part.granules, part.granule_count())
+        .unwrap();
     let granule = &big[(1 << 20) + (16 << 10)..][..16 << 10];
-    assert!(verify_granule(&part.id, part.object_len, &hashes, 1, granule));
-    assert!(matches!(index.granule_hashes(131, 2), Err(IndexError::OutOfRange { .. })));
-    assert!(matches!(index.pack(index.pack_count()), Err(IndexError::OutOfRange { .. })));
-    assert!(matches!(index.segments(0, 1), Err(IndexError::OutOfRange { .. })));
-    assert!(matches!(index.segments(start, u64::MAX), Err(IndexError::OutOfRange { .. })));
+    assert!(verify_granule(
+        &part.id,
+        part.object_len,
+        &hashes,
+        1,
+        granule
+    ));
+    assert!(matches!(
+        index.granule_hashes(131, 2),
+        Err(IndexError::OutOfRange { .. })
+    ));
+    assert!(matches!(
+        index.pack(index.pack_count()),
+        Err(IndexError::OutOfRange { .. })
+    ));
+    assert!(matches!(
+        index.segments(0, 1),
+        Err(IndexError::OutOfRange { .. })
+    ));
+    assert!(matches!(
+        index.segments(start, u64::MAX),
+        Err(IndexError::OutOfRange { .. })
+    ));
 }
 
 /// A change to a good tree, and the path and reason that writing it is to be refused with.
-type Bad = (&'static str, Box<dyn Fn(&mut Builder)>, &'static str, fn(&Refusal) -> bool);
+type Bad = (
+    &'static str,
+    Box<dyn Fn(&mut Builder)>,
+    &'static str,
+    fn(&Refusal) -> bool,
+);
 
 fn bad_trees() -> Vec<Bad> {
-    let node = |kind: Kind| move |b: &mut Builder| drop(b.add(NodeId(1), b"x", meta(0o644), kind.clone()));
-    let named = |name: &'static [u8]| move |b: &mut Builder| drop(b.add(NodeId(1), name, meta(0), Kind::Fifo));
+    let node = |kind: Kind| {
+        move |b: &mut Builder| {
+            b.add(NodeId(1), b"x", meta(0o644), kind.clone());
+        }
+    };
+    let named = |name: &'static [u8]| {
+        move |b: &mut Builder| {
+            b.add(NodeId(1), name, meta(0), Kind::Fifo);
+        }
+    };
     let run = |offset, len, size| {
         move |b: &mut Builder| {
             let object = b.store.put(&vec![1; 5000]);
-            let content = Content { size, runs: vec![Run { offset, object, len }] };
+            let content = Content {
+                size,
+                runs: vec![Run {
+                    offset,
+                    object,
+                    len,
+                }],
+            };
             b.add(NodeId(1), b"x", meta(0), Kind::File(content));
         }
     };
     vec![
-        ("empty name", Box::new(named(b"")), "/d/", |why| *why == Refusal::Name),
-        ("dot", Box::new(named(b".")), "/d/.", |why| *why == Refusal::Name),
-        ("dots", Box::new(named(b"..")), "/d/..", |why| *why == Refusal::Name),
-        ("slash", Box::new(named(b"a/b")), "/d/a/b", |why| *why == Refusal::Name),
-        ("nul", Box::new(named(b"a\0b")), "/d/a\\x00b", |why| *why == Refusal::Name),
-        ("cycle", Box::new(|b| b.link(NodeId(1), b"x", NodeId(1))), "/d/x", |why| *why == Refusal::DirTwice),
-        ("root below", Box::new(|b| b.link(NodeId(1), b"x", NodeId(0))), "/d/x", |why| *why == Refusal::DirTwice),
-        ("no node", Box::new(|b| b.link(NodeId(1), b"x", NodeId(99))), "/d/x", |why| *why == Refusal::NoSuchNode(99)),
-        ("no target", Box::new(node(Kind::Symlink(Box::default()))), "/d/x", |why| *why == Refusal::Target),
-        ("long target", Box::new(node(Kind::Symlink(vec![b'a'; 4096].into()))), "/d/x", |why| *why == Refusal::Target),
-        ("device", Box::new(node(Kind::Char(4096, 0))), "/d/x", |why| matches!(why, Refusal::Device { .. })),
-        ("mode", Box::new(|b| b.tree.nodes[1].meta.mode = 0o10000), "/d", |why| *why == Refusal::Meta),
-        ("unaligned", Box::new(run(1, 5000, 9000)), "/d/x", |why| *why == Refusal::Runs),
-        ("past the end", Box::new(run(0, 5000, 4999)), "/d/x", |why| *why == Refusal::Runs),
-        ("other length", Box::new(run(0, 4999, 9000)), "/d/x", |why| matches!(why, Refusal::Object(_))),
+        ("empty name", Box::new(named(b"")), "/d/", |why| {
+            *why == Refusal::Name
+        }),
+        ("dot", Box::new(named(b".")), "/d/.", |why| {
+            *why == Refusal::Name
+        }),
+        ("dots", Box::new(named(b"..")), "/d/..", |why| {
+            *why == Refusal::Name
+        }),
+        ("slash", Box::new(named(b"a/b")), "/d/a/b", |why| {
+            *why == Refusal::Name
+        }),
+        ("nul", Box::new(named(b"a\0b")), "/d/a\\x00b", |why| {
+            *why == Refusal::Name
+        }),
+        (
+            "cycle",
+            Box::new(|b| b.link(NodeId(1), b"x", NodeId(1))),
+            "/d/x",
+            |why| *why == Refusal::DirTwice,
+        ),
+        (
+            "root below",
+            Box::new(|b| b.link(NodeId(1), b"x", NodeId(0))),
+            "/d/x",
+            |why| *why == Refusal::DirTwice,
+        ),
+        (
+            "no node",
+            Box::new(|b| b.link(NodeId(1), b"x", NodeId(99))),
+            "/d/x",
+            |why| *why == Refusal::NoSuchNode(99),
+        ),
+        (
+            "no target",
+            Box::new(node(Kind::Symlink(Box::default()))),
+            "/d/x",
+            |why| *why == Refusal::Target,
+        ),
+        (
+            "long target",
+            Box::new(node(Kind::Symlink(vec![b'a'; 4096].into()))),
+            "/d/x",
+            |why| *why == Refusal::Target,
+        ),
+        (
+            "device",
+            Box::new(node(Kind::Char(4096, 0))),
+            "/d/x",
+            |why| matches!(why, Refusal::Device { .. }),
+        ),
+        (
+            "mode",
+            Box::new(|b| b.tree.nodes[1].meta.mode = 0o10000),
+            "/d",
+            |why| *why == Refusal::Meta,
+        ),
+        ("unaligned", Box::new(run(1, 5000, 9000)), "/d/x", |why| {
+            *why == Refusal::Runs
+        }),
+        (
+            "past the end",
+            Box::new(run(0, 5000, 4999)),
+            "/d/x",
+            |why| *why == Refusal::Runs,
+        ),
+        (
+            "other length",
+            Box::new(run(0, 4999, 9000)),
+            "/d/x",
+            |why| matches!(why, Refusal::Object(_)),
+        ),
         (
             "no object",
-            Box::new(node(Kind::File(Content { size: 1, runs: vec![Run { offset: 0, object: ObjectKey(9), len: 1 }] }))),
+            Box::new(node(Kind::File(Content {
+                size: 1,
+                runs: vec![Run {
+                    offset: 0,
+                    object: ObjectKey(9),
+                    len: 1,
+                }],
+            }))),
             "/d/x",
             |why| matches!(why, Refusal::Object(_)),
         ),
@@ -267,18 +406,49 @@ fn what_cannot_be_in_an_index_is_refused_by_path() {
     }
     let mut builder = Builder::new();
     builder.add(Tree::ROOT, b"w", meta(0), Kind::Whiteout);
-    builder.add(Tree::ROOT, b"o", meta(0), Kind::Dir(Dir { opaque: true, ..Dir::default() }));
+    builder.add(
+        Tree::ROOT,
+        b"o",
+        meta(0),
+        Kind::Dir(Dir {
+            opaque: true,
+            ..Dir::default()
+        }),
+    );
     for (name, _) in builder.dir_mut(Tree::ROOT).entries.clone() {
-        let mut one = Builder { tree: builder.tree.clone(), ..Builder::default() };
-        one.dir_mut(Tree::ROOT).entries.retain(|other, _| *other == name);
+        let mut one = Builder {
+            tree: builder.tree.clone(),
+            ..Builder::default()
+        };
+        one.dir_mut(Tree::ROOT)
+            .entries
+            .retain(|other, _| *other == name);
         let refused = write(&one.tree, &one.store.placement, ViewKind::Image);
-        assert!(matches!(refused, Err(WriteError::Refused { why: Refusal::MarkInImage, .. })), "{refused:?}");
+        assert!(
+            matches!(
+                refused,
+                Err(WriteError::Refused {
+                    why: Refusal::MarkInImage,
+                    ..
+                })
+            ),
+            "{refused:?}"
+        );
     }
-    let huge = Content { size: 17 << 40, runs: Vec::new() };
+    let huge = Content {
+        size: 17 << 40,
+        runs: Vec::new(),
+    };
     builder.add(Tree::ROOT, b"huge", meta(0), Kind::File(huge));
-    assert!(matches!(write(&builder.tree, &builder.store.placement, ViewKind::Layer), Err(WriteError::TooLarge)));
+    assert!(matches!(
+        write(&builder.tree, &builder.store.placement, ViewKind::Layer),
+        Err(WriteError::TooLarge)
+    ));
     let empty = Tree { nodes: Vec::new() };
-    assert!(matches!(write(&empty, &builder.store.placement, ViewKind::Layer), Err(WriteError::NoRoot)));
+    assert!(matches!(
+        write(&empty, &builder.store.placement, ViewKind::Layer),
+        Err(WriteError::NoRoot)
+    ));
 }
 
 #[test]
@@ -287,7 +457,10 @@ fn opening_refuses_what_is_not_an_index_of_this_version() {
     let good = written.bytes;
     let open = |bytes: &[u8]| Index::open(bytes).map(|_| ());
     assert!(open(&good).is_ok());
-    assert!(open(&good[..written.len as usize]).is_ok(), "without its granule table");
+    assert!(
+        open(&good[..written.len as usize]).is_ok(),
+        "without its granule table"
+    );
     for cut in [0, 7, 1023, 1024, 4095, written.len as usize - 1] {
         assert!(open(&good[..cut]).is_err(), "cut to {cut}");
     }

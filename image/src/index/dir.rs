@@ -73,7 +73,14 @@ impl<B: IndexBytes> Index<B> {
                     return Err(block.corrupt("a name with a slash or NUL"));
                 }
                 let (nid, file_type) = entry;
-                if visit(DirEntry { name, nid, file_type, next_cookie: next }).is_break() {
+                if visit(DirEntry {
+                    name,
+                    nid,
+                    file_type,
+                    next_cookie: next,
+                })
+                .is_break()
+                {
                     return Ok(());
                 }
             }
@@ -114,16 +121,24 @@ pub(crate) struct DirBlock<'a> {
 
 impl<'a> DirBlock<'a> {
     fn new(bytes: &'a [u8], at: u64) -> Result<Self, IndexError> {
-        let corrupt = IndexError::Corrupt { at, what: "a directory block whose first name is misplaced" };
+        let corrupt = IndexError::Corrupt {
+            at,
+            what: "a directory block whose first name is misplaced",
+        };
         if bytes.len() < DIRENT_LEN {
             return Err(corrupt);
         }
         // The first name stands behind the last entry.
         let names_at = usize::from(get_u16(bytes, 8));
-        if names_at < DIRENT_LEN || names_at % DIRENT_LEN != 0 || names_at >= bytes.len() {
+        if names_at < DIRENT_LEN || !names_at.is_multiple_of(DIRENT_LEN) || names_at >= bytes.len()
+        {
             return Err(corrupt);
         }
-        Ok(Self { bytes, at, count: names_at / DIRENT_LEN })
+        Ok(Self {
+            bytes,
+            at,
+            count: names_at / DIRENT_LEN,
+        })
     }
 
     /// Name `place`, which is below `count`.
@@ -134,10 +149,16 @@ impl<'a> DirBlock<'a> {
             self.bytes.get(start..offset(place + 1))
         } else {
             // The last name of a block ends with the block or at a NUL.
-            self.bytes.get(start..).and_then(|rest| rest.split(|byte| *byte == 0).next())
+            self.bytes
+                .get(start..)
+                .and_then(|rest| rest.split(|byte| *byte == 0).next())
         };
         match name {
-            Some(name) if start >= self.count * DIRENT_LEN && !name.is_empty() && name.len() <= 255 => Ok(name),
+            Some(name)
+                if start >= self.count * DIRENT_LEN && !name.is_empty() && name.len() <= 255 =>
+            {
+                Ok(name)
+            }
             _ => Err(self.corrupt("a directory entry without a possible name")),
         }
     }
@@ -145,8 +166,8 @@ impl<'a> DirBlock<'a> {
     /// Node and type of entry `place`, which is below `count`.
     pub(crate) fn entry(&self, place: usize) -> Result<(Nid, FileType), IndexError> {
         let raw = &self.bytes[place * DIRENT_LEN..];
-        let file_type =
-            FileType::from_dirent(raw[10]).ok_or_else(|| self.corrupt("a directory entry of unknown type"))?;
+        let file_type = FileType::from_dirent(raw[10])
+            .ok_or_else(|| self.corrupt("a directory entry of unknown type"))?;
         Ok((Nid(get_u64(raw, 0)), file_type))
     }
 

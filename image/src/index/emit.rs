@@ -45,7 +45,11 @@ pub(crate) fn metadata(plan: &Plan<'_>, index: &mut [u8]) {
         if place.xattr_len > 0 {
             let at = place.inode_at as usize + INODE_LEN;
             let opaque = matches!(&node.kind, Kind::Dir(dir) if dir.opaque);
-            xattr::encode(&node.meta.xattrs, opaque, &mut index[at..at + place.xattr_len as usize]);
+            xattr::encode(
+                &node.meta.xattrs,
+                opaque,
+                &mut index[at..at + place.xattr_len as usize],
+            );
         }
         match &node.kind {
             Kind::Dir(dir) => directory(plan, *id, dir, data_of(&place, index)),
@@ -56,22 +60,33 @@ pub(crate) fn metadata(plan: &Plan<'_>, index: &mut [u8]) {
 }
 
 fn data_of<'a>(place: &Place, index: &'a mut [u8]) -> &'a mut [u8] {
-    let at = if place.inline { place.tail_at() } else { u64::from(place.first_block) * BLOCK };
+    let at = if place.inline {
+        place.tail_at()
+    } else {
+        u64::from(place.first_block) * BLOCK
+    };
     &mut index[at as usize..(at + place.size) as usize]
 }
 
 fn inode(plan: &Plan<'_>, id: u32, ino: u32, index: &mut [u8]) {
     let node = &plan.tree.nodes[id as usize];
     let place = &plan.places[id as usize];
-    let layout = if place.inline { DataLayout::Inline } else { DataLayout::Plain };
+    let layout = if place.inline {
+        DataLayout::Inline
+    } else {
+        DataLayout::Plain
+    };
     let meta_block = if place.inline { 0 } else { place.first_block };
     let (size, union) = match &node.kind {
         Kind::Dir(_) | Kind::Symlink(_) => (place.size, meta_block),
-        Kind::File(content) if content.size > 0 => {
-            (content.size, (plan.meta_len / BLOCK) as u32 + place.first_block)
-        }
+        Kind::File(content) if content.size > 0 => (
+            content.size,
+            (plan.meta_len / BLOCK) as u32 + place.first_block,
+        ),
         // The plan has refused numbers that do not fit.
-        Kind::Char(major, minor) | Kind::Block(major, minor) => (0, encode_rdev(*major, *minor).unwrap_or(0)),
+        Kind::Char(major, minor) | Kind::Block(major, minor) => {
+            (0, encode_rdev(*major, *minor).unwrap_or(0))
+        }
         Kind::File(_) | Kind::Fifo | Kind::Socket | Kind::Whiteout => (0, 0),
     };
     let at = place.inode_at as usize;
@@ -109,7 +124,9 @@ fn directory(plan: &Plan<'_>, id: u32, dir: &Dir, out: &mut [u8]) {
     let mut group = Vec::new();
     for block in out.chunks_mut(BLOCK_LEN) {
         let mut used = 0;
-        while let Some(entry) = entries.next_if(|(name, _)| used + DIRENT_LEN + name.len() <= BLOCK_LEN) {
+        while let Some(entry) =
+            entries.next_if(|(name, _)| used + DIRENT_LEN + name.len() <= BLOCK_LEN)
+        {
             used += DIRENT_LEN + entry.0.len();
             group.push(entry);
         }

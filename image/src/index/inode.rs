@@ -5,8 +5,8 @@ use std::fmt;
 use super::{
     Index, IndexBytes, IndexError,
     layout::{
-        BLOCK, DataLayout, FIRST_INODE, FileType, INODE_LEN, SLOT, SYMLINK_MAX, XATTR_HEADER_LEN, array, decode_rdev,
-        get_u16, get_u32, get_u64,
+        BLOCK, DataLayout, FIRST_INODE, FileType, INODE_LEN, SLOT, SYMLINK_MAX, XATTR_HEADER_LEN,
+        array, decode_rdev, get_u16, get_u32, get_u64,
     },
     xattr,
 };
@@ -97,7 +97,10 @@ impl<B: IndexBytes> Index<B> {
         let at = inode.at();
         match inode.file_type {
             FileType::Dir => Ok(inode),
-            _ => Err(IndexError::Corrupt { at, what: "the root is not a directory" }),
+            _ => Err(IndexError::Corrupt {
+                at,
+                what: "the root is not a directory",
+            }),
         }
     }
 
@@ -106,11 +109,15 @@ impl<B: IndexBytes> Index<B> {
     pub fn inode(&self, nid: Nid) -> Result<Inode, IndexError> {
         let at = nid.0.checked_mul(SLOT).filter(|at| *at >= FIRST_INODE);
         let at = at.filter(|at| at.saturating_add(INODE_LEN as u64) <= self.header.meta_len);
-        let at = at.ok_or(IndexError::OutOfRange { what: "node", number: nid.0 })?;
+        let at = at.ok_or(IndexError::OutOfRange {
+            what: "node",
+            number: nid.0,
+        })?;
         let raw: [u8; INODE_LEN] = self.meta(at)?;
         let corrupt = |what| IndexError::Corrupt { at, what };
 
-        let layout = DataLayout::from_format(get_u16(&raw, 0)).ok_or(corrupt("an unknown inode format"))?;
+        let layout =
+            DataLayout::from_format(get_u16(&raw, 0)).ok_or(corrupt("an unknown inode format"))?;
         let mode = get_u16(&raw, 4);
         let file_type = FileType::from_mode(mode).ok_or(corrupt("an unknown file type"))?;
         let (size, union) = (get_u64(&raw, 8), get_u32(&raw, 16));
@@ -129,7 +136,10 @@ impl<B: IndexBytes> Index<B> {
             uid: get_u32(&raw, 24),
             gid: get_u32(&raw, 28),
             size,
-            mtime: Time { secs: get_u64(&raw, 32) as i64, nanos },
+            mtime: Time {
+                secs: get_u64(&raw, 32) as i64,
+                nanos,
+            },
             nlink: get_u32(&raw, 44),
             rdev: (0, 0),
             data_offset: None,
@@ -141,7 +151,10 @@ impl<B: IndexBytes> Index<B> {
         match file_type {
             FileType::Char | FileType::Block => inode.rdev = decode_rdev(union),
             FileType::File if size > 0 => {
-                inode.data_offset = Some(self.check_data(union, size, layout).ok_or(corrupt("a file outside of the data region"))?);
+                inode.data_offset = Some(
+                    self.check_data(union, size, layout)
+                        .ok_or(corrupt("a file outside of the data region"))?,
+                );
             }
             FileType::Dir | FileType::Symlink if size > self.header.meta_len => {
                 return Err(corrupt("a directory or symlink longer than all metadata"));
@@ -160,9 +173,15 @@ impl<B: IndexBytes> Index<B> {
 
     /// Where a symlink leads. An error for anything that is not one.
     pub fn readlink(&self, inode: &Inode) -> Result<Vec<u8>, IndexError> {
-        let corrupt = |what| IndexError::Corrupt { at: inode.at(), what };
+        let corrupt = |what| IndexError::Corrupt {
+            at: inode.at(),
+            what,
+        };
         if inode.file_type != FileType::Symlink {
-            return Err(IndexError::OutOfRange { what: "symlink", number: inode.nid.0 });
+            return Err(IndexError::OutOfRange {
+                what: "symlink",
+                number: inode.nid.0,
+            });
         }
         if inode.size == 0 || inode.size > SYMLINK_MAX as u64 {
             return Err(corrupt("a symlink of no or too great length"));
@@ -176,7 +195,10 @@ impl<B: IndexBytes> Index<B> {
     pub fn xattrs(&self, inode: &Inode) -> Result<Vec<Xattr>, IndexError> {
         let mut found = Vec::new();
         self.each_xattr(inode, |(prefix, rest, value)| {
-            found.push(Xattr { name: [prefix, rest].concat().into(), value: value.into() });
+            found.push(Xattr {
+                name: [prefix, rest].concat().into(),
+                value: value.into(),
+            });
             true
         })?;
         Ok(found)
@@ -217,7 +239,9 @@ impl<B: IndexBytes> Index<B> {
         let mut long = Vec::new();
         let area = match short.get_mut(..len) {
             Some(area) => area,
-            None if at + len as u64 > self.header.meta_len => return Err(corrupt("attributes outside of the metadata")),
+            None if at + len as u64 > self.header.meta_len => {
+                return Err(corrupt("attributes outside of the metadata"));
+            }
             None => {
                 long.resize(len, 0);
                 &mut long[..]

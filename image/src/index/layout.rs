@@ -111,14 +111,32 @@ impl Header {
         let mut out = [0; HEADER_LEN];
         out[..8].copy_from_slice(&MAGIC);
         put_u32(&mut out, 8, VERSION);
-        put_u32(&mut out, 12, match self.kind {
-            ViewKind::Layer => 1,
-            ViewKind::Image => 2,
-        });
+        put_u32(
+            &mut out,
+            12,
+            match self.kind {
+                ViewKind::Layer => 1,
+                ViewKind::Image => 2,
+            },
+        );
         let words = [
-            self.len, self.meta_len, self.data_len, self.inodes, self.dirs, self.names, self.content_len,
-            self.root.0, self.packs.at, self.packs.count, self.keys.at, self.keys.count, self.segments.at,
-            self.segments.count, self.granules.at, self.granules.count, self.implied.at,
+            self.len,
+            self.meta_len,
+            self.data_len,
+            self.inodes,
+            self.dirs,
+            self.names,
+            self.content_len,
+            self.root.0,
+            self.packs.at,
+            self.packs.count,
+            self.keys.at,
+            self.keys.count,
+            self.segments.at,
+            self.segments.count,
+            self.granules.at,
+            self.granules.count,
+            self.implied.at,
             self.implied.count,
         ];
         for (number, word) in words.into_iter().enumerate() {
@@ -148,7 +166,10 @@ impl Header {
             _ => return Err(IndexError::Header("kind")),
         };
         let word = |number: usize| get_u64(bytes, 16 + 8 * number);
-        let section = |number: usize| Section { at: word(number), count: word(number + 1) };
+        let section = |number: usize| Section {
+            at: word(number),
+            count: word(number + 1),
+        };
         let header = Self {
             kind,
             len: word(0),
@@ -172,7 +193,10 @@ impl Header {
     fn check(&self) -> Result<(), IndexError> {
         let fail = |what| Err(IndexError::Header(what));
         let blocks = (self.meta_len / BLOCK).checked_add(self.data_len / BLOCK);
-        if self.meta_len % BLOCK != 0 || self.data_len % BLOCK != 0 || self.meta_len == 0 {
+        if !self.meta_len.is_multiple_of(BLOCK)
+            || !self.data_len.is_multiple_of(BLOCK)
+            || self.meta_len == 0
+        {
             return fail("a region that is not whole blocks");
         }
         if blocks.is_none_or(|blocks| blocks > MAX_BLOCKS) {
@@ -189,7 +213,10 @@ impl Header {
             (self.implied, IMPLIED_LEN),
         ];
         for (section, entry_len) in sections {
-            let end = section.count.checked_mul(entry_len).and_then(|len| section.at.checked_add(len));
+            let end = section
+                .count
+                .checked_mul(entry_len)
+                .and_then(|len| section.at.checked_add(len));
             if section.at < self.meta_len || end.is_none_or(|end| end > self.len) {
                 return fail("a table outside the index");
             }
@@ -276,26 +303,39 @@ impl FileType {
     }
 
     pub(crate) fn from_mode(mode: u16) -> Option<Self> {
-        Self::ALL.iter().find(|(_, bits, _)| *bits == mode & 0o170_000).map(|(kind, ..)| *kind)
+        Self::ALL
+            .iter()
+            .find(|(_, bits, _)| *bits == mode & 0o170_000)
+            .map(|(kind, ..)| *kind)
     }
 
     /// The byte that EROFS directory entries hold.
     pub(crate) fn dirent(self) -> u8 {
-        Self::ALL.iter().find(|(kind, ..)| *kind == self).map_or(0, |(.., byte)| *byte)
+        Self::ALL
+            .iter()
+            .find(|(kind, ..)| *kind == self)
+            .map_or(0, |(.., byte)| *byte)
     }
 
     pub(crate) fn from_dirent(byte: u8) -> Option<Self> {
-        Self::ALL.iter().find(|(.., known)| *known == byte).map(|(kind, ..)| *kind)
+        Self::ALL
+            .iter()
+            .find(|(.., known)| *known == byte)
+            .map(|(kind, ..)| *kind)
     }
 }
 
 /// Device number as EROFS and `statx` know it: 12 bits major, 20 bits minor. `None` beyond that.
 pub(crate) fn encode_rdev(major: u32, minor: u32) -> Option<u32> {
-    (major < 1 << 12 && minor < 1 << 20).then(|| (minor & 0xff) | (major << 8) | ((minor & !0xff) << 12))
+    (major < 1 << 12 && minor < 1 << 20)
+        .then_some((minor & 0xff) | (major << 8) | ((minor & !0xff) << 12))
 }
 
 pub(crate) const fn decode_rdev(rdev: u32) -> (u32, u32) {
-    ((rdev >> 8) & 0xfff, (rdev & 0xff) | ((rdev >> 12) & 0xf_ff00))
+    (
+        (rdev >> 8) & 0xfff,
+        (rdev & 0xff) | ((rdev >> 12) & 0xf_ff00),
+    )
 }
 
 pub(crate) fn get_u16(bytes: &[u8], at: usize) -> u16 {

@@ -3,10 +3,8 @@
 use std::{collections::HashMap, ops::ControlFlow};
 
 use super::{
-    FileType, Index, IndexBytes, IndexError, Inode, MergeError, Nid, ObjectPart, PlacedObject, Placement, What,
-    layout::INODE_LEN,
-    merge::walk,
-    xattr::OPAQUE,
+    FileType, Index, IndexBytes, IndexError, Inode, MergeError, Nid, ObjectPart, PlacedObject,
+    Placement, What, layout::INODE_LEN, merge::walk, xattr::OPAQUE,
 };
 use crate::{
     object::{ObjectId, PackId},
@@ -19,7 +17,9 @@ use crate::{
 /// both say the same.
 pub fn load<B: IndexBytes>(index: &Index<B>) -> Result<(Tree, Placement), IndexError> {
     let mut collector = Collector::new(std::slice::from_ref(index));
-    walk(&mut collector, true).and_then(|()| collector.finish()).map_err(|error| error.source)
+    walk(&mut collector, true)
+        .and_then(|()| collector.finish())
+        .map_err(|error| error.source)
 }
 
 /// One layer's part in a directory or a name.
@@ -49,7 +49,10 @@ struct Budget {
 
 impl<'a, B: IndexBytes> Collector<'a, B> {
     pub(crate) fn new(layers: &'a [Index<B>]) -> Self {
-        let budget = |index: &Index<B>| Budget { meta: index.header.meta_len, runs: index.header.keys.count };
+        let budget = |index: &Index<B>| Budget {
+            meta: index.header.meta_len,
+            runs: index.header.keys.count,
+        };
         Self {
             layers,
             budgets: layers.iter().map(budget).collect(),
@@ -65,18 +68,28 @@ impl<'a, B: IndexBytes> Collector<'a, B> {
 
     /// The root of a layer.
     pub(crate) fn root(&mut self, layer: usize) -> Result<At, MergeError> {
-        let inode = self.layers[layer].root().map_err(|source| MergeError { layer, source })?;
+        let inode = self.layers[layer]
+            .root()
+            .map_err(|source| MergeError { layer, source })?;
         self.charge(layer, &inode)?;
         Ok(At { layer, inode })
     }
 
     /// A node that a directory entry of `layer` names, of the type that the entry gave.
-    pub(crate) fn inode(&mut self, layer: usize, nid: Nid, file_type: FileType) -> Result<At, MergeError> {
+    pub(crate) fn inode(
+        &mut self,
+        layer: usize,
+        nid: Nid,
+        file_type: FileType,
+    ) -> Result<At, MergeError> {
         let wrap = |source| MergeError { layer, source };
         let inode = self.layers[layer].inode(nid).map_err(wrap)?;
         if inode.file_type != file_type {
             let what = "a node of another type than its directory entry";
-            return Err(wrap(IndexError::Corrupt { at: inode.at(), what }));
+            return Err(wrap(IndexError::Corrupt {
+                at: inode.at(),
+                what,
+            }));
         }
         if file_type == FileType::Dir {
             self.charge(layer, &inode)?;
@@ -85,11 +98,21 @@ impl<'a, B: IndexBytes> Collector<'a, B> {
     }
 
     pub(crate) fn is_opaque(&self, at: At) -> Result<bool, MergeError> {
-        self.layers[at.layer].is_opaque(&at.inode).map_err(|source| MergeError { layer: at.layer, source })
+        self.layers[at.layer]
+            .is_opaque(&at.inode)
+            .map_err(|source| MergeError {
+                layer: at.layer,
+                source,
+            })
     }
 
     pub(crate) fn is_implied(&self, at: At) -> Result<bool, MergeError> {
-        self.layers[at.layer].is_implied(at.inode.nid).map_err(|source| MergeError { layer: at.layer, source })
+        self.layers[at.layer]
+            .is_implied(at.inode.nid)
+            .map_err(|source| MergeError {
+                layer: at.layer,
+                source,
+            })
     }
 
     /// All names of one layer's directory.
@@ -103,13 +126,26 @@ impl<'a, B: IndexBytes> Collector<'a, B> {
                 visit(entry.name, entry.nid, entry.file_type);
                 ControlFlow::Continue(())
             })
-            .map_err(|source| MergeError { layer: at.layer, source })
+            .map_err(|source| MergeError {
+                layer: at.layer,
+                source,
+            })
     }
 
     /// Adds a directory with the metadata of `at` and no names yet.
     pub(crate) fn add_dir(&mut self, at: At, dir: Dir) -> Result<NodeId, MergeError> {
-        let meta = self.meta(at).map_err(|source| MergeError { layer: at.layer, source })?;
-        self.add(at.layer, Node { meta, kind: Kind::Dir(dir) }, None)
+        let meta = self.meta(at).map_err(|source| MergeError {
+            layer: at.layer,
+            source,
+        })?;
+        self.add(
+            at.layer,
+            Node {
+                meta,
+                kind: Kind::Dir(dir),
+            },
+            None,
+        )
     }
 
     /// The node for something that is not a directory, added when it is new.
@@ -123,8 +159,13 @@ impl<'a, B: IndexBytes> Collector<'a, B> {
         let meta = self.meta(at).map_err(wrap)?;
         let (major, minor) = inode.rdev;
         let kind = match inode.file_type {
-            FileType::File => Kind::File(Content { size: inode.size, runs: Vec::new() }),
-            FileType::Symlink => Kind::Symlink(self.layers[layer].readlink(&inode).map_err(wrap)?.into()),
+            FileType::File => Kind::File(Content {
+                size: inode.size,
+                runs: Vec::new(),
+            }),
+            FileType::Symlink => {
+                Kind::Symlink(self.layers[layer].readlink(&inode).map_err(wrap)?.into())
+            }
             FileType::Char if inode.is_whiteout() => Kind::Whiteout,
             FileType::Char => Kind::Char(major, minor),
             FileType::Block => Kind::Block(major, minor),
@@ -140,7 +181,10 @@ impl<'a, B: IndexBytes> Collector<'a, B> {
     fn add(&mut self, layer: usize, node: Node, data: Option<u64>) -> Result<NodeId, MergeError> {
         let id = u32::try_from(self.nodes.len()).map_err(|_| MergeError {
             layer,
-            source: IndexError::OutOfRange { what: "node", number: u64::from(u32::MAX) },
+            source: IndexError::OutOfRange {
+                what: "node",
+                number: u64::from(u32::MAX),
+            },
         })?;
         self.nodes.push(node);
         self.data.push(data.map(|offset| (layer, offset)));
@@ -149,8 +193,13 @@ impl<'a, B: IndexBytes> Collector<'a, B> {
 
     fn meta(&self, at: At) -> Result<Meta, IndexError> {
         let At { layer, inode } = at;
-        let mut meta =
-            Meta { mode: inode.mode, uid: inode.uid, gid: inode.gid, mtime: inode.mtime, ..Meta::default() };
+        let mut meta = Meta {
+            mode: inode.mode,
+            uid: inode.uid,
+            gid: inode.gid,
+            mtime: inode.mtime,
+            ..Meta::default()
+        };
         for xattr in self.layers[layer].xattrs(&inode)? {
             // The mark is the directory's kind, not its metadata.
             if *xattr.name != *OPAQUE.0 {
@@ -168,10 +217,17 @@ impl<'a, B: IndexBytes> Collector<'a, B> {
         };
         let bytes = INODE_LEN as u64 + u64::from(inode.xattr_len);
         let budget = &mut self.budgets[layer];
-        match budget.meta.checked_sub(bytes).and_then(|left| left.checked_sub(own)) {
+        match budget
+            .meta
+            .checked_sub(bytes)
+            .and_then(|left| left.checked_sub(own))
+        {
             Some(left) => budget.meta = left,
             None => {
-                let source = IndexError::Corrupt { at: inode.at(), what: "metadata that is used twice" };
+                let source = IndexError::Corrupt {
+                    at: inode.at(),
+                    what: "metadata that is used twice",
+                };
                 return Err(MergeError { layer, source });
             }
         }
@@ -191,10 +247,16 @@ impl<'a, B: IndexBytes> Collector<'a, B> {
         let mut contents = Contents::default();
         let mut nodes = Vec::with_capacity(order.len());
         for old in order {
-            let hollow = Node { meta: Meta::default(), kind: Kind::Fifo };
+            let hollow = Node {
+                meta: Meta::default(),
+                kind: Kind::Fifo,
+            };
             let mut node = std::mem::replace(&mut self.nodes[old], hollow);
             match &mut node.kind {
-                Kind::Dir(dir) => dir.entries.values_mut().for_each(|id| *id = numbers[id.0 as usize]),
+                Kind::Dir(dir) => dir
+                    .entries
+                    .values_mut()
+                    .for_each(|id| *id = numbers[id.0 as usize]),
                 Kind::File(content) => {
                     if let Some((layer, offset)) = self.data[old] {
                         let runs = &mut self.budgets[layer].runs;
@@ -230,29 +292,51 @@ impl Contents {
         let segments = index.segments(offset, content.size)?;
         content.runs.reserve_exact(segments.len());
         for segment in segments {
-            let What::Object(part) = segment.what else { continue };
-            let corrupt = |what| IndexError::Corrupt { at: segment.offset, what };
+            let What::Object(part) = segment.what else {
+                continue;
+            };
+            let corrupt = |what| IndexError::Corrupt {
+                at: segment.offset,
+                what,
+            };
             if part.skip != 0 || segment.len != u64::from(part.object_len) {
                 return Err(corrupt("an object that is not wholly in its file"));
             }
-            *left = left.checked_sub(1).ok_or(corrupt("content that two files share"))?;
+            *left = left
+                .checked_sub(1)
+                .ok_or(corrupt("content that two files share"))?;
             let object = self.object(index, &part)?;
-            content.runs.push(Run { offset: segment.offset - offset, object, len: part.object_len });
+            content.runs.push(Run {
+                offset: segment.offset - offset,
+                object,
+                len: part.object_len,
+            });
         }
         Ok(())
     }
 
-    fn object<B: IndexBytes>(&mut self, index: &Index<B>, part: &ObjectPart) -> Result<ObjectKey, IndexError> {
+    fn object<B: IndexBytes>(
+        &mut self,
+        index: &Index<B>,
+        part: &ObjectPart,
+    ) -> Result<ObjectKey, IndexError> {
         if let Some(key) = self.objects.get(&part.id) {
             if self.placement.objects[key.0 as usize].len == part.object_len {
                 return Ok(*key);
             }
-            return Err(IndexError::Corrupt { at: 0, what: "one object with two lengths" });
+            return Err(IndexError::Corrupt {
+                at: 0,
+                what: "one object with two lengths",
+            });
         }
-        let too_many = IndexError::OutOfRange { what: "object", number: u64::from(u32::MAX) };
-        let (Ok(next), Ok(first_granule)) =
-            (u32::try_from(self.placement.objects.len()), u32::try_from(self.placement.granules.len()))
-        else {
+        let too_many = IndexError::OutOfRange {
+            what: "object",
+            number: u64::from(u32::MAX),
+        };
+        let (Ok(next), Ok(first_granule)) = (
+            u32::try_from(self.placement.objects.len()),
+            u32::try_from(self.placement.granules.len()),
+        ) else {
             return Err(too_many);
         };
         let hashes = match part.granule_count() {
@@ -267,7 +351,13 @@ impl Contents {
             packs.len() as u32 - 1
         });
         let (id, len, offset) = (part.id, part.object_len, part.pack_offset);
-        self.placement.objects.push(PlacedObject { id, len, pack, offset, first_granule });
+        self.placement.objects.push(PlacedObject {
+            id,
+            len,
+            pack,
+            offset,
+            first_granule,
+        });
         self.objects.insert(id, ObjectKey(next));
         Ok(ObjectKey(next))
     }

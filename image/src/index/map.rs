@@ -41,7 +41,10 @@ pub(crate) struct ObjectMap {
 
 impl ObjectMap {
     pub(crate) fn new(plan: &Plan<'_>, placement: &Placement) -> Result<Self, WriteError> {
-        let mut map = Self { pack_numbers: vec![None; placement.packs.len()], ..Self::default() };
+        let mut map = Self {
+            pack_numbers: vec![None; placement.packs.len()],
+            ..Self::default()
+        };
         let mut known = Known::default();
         for (id, content, place) in files(plan.tree, &plan.places) {
             check_runs(content).map_err(|why| plan.refuse(id, why))?;
@@ -55,7 +58,11 @@ impl ObjectMap {
                 map.number_pack(&mut known, object.pack, placement)?;
                 // A file's blocks were counted with its size, which the run is inside of.
                 let key = place.first_block + (run.offset / BLOCK) as u32;
-                map.segments.push(Segment { key, object: run.object, granules });
+                map.segments.push(Segment {
+                    key,
+                    object: run.object,
+                    granules,
+                });
                 map.content_len += u64::from(run.len);
             }
         }
@@ -83,11 +90,19 @@ impl ObjectMap {
         Ok(first)
     }
 
-    fn number_pack(&mut self, known: &mut Known, pack: u32, placement: &Placement) -> Result<(), WriteError> {
+    fn number_pack(
+        &mut self,
+        known: &mut Known,
+        pack: u32,
+        placement: &Placement,
+    ) -> Result<(), WriteError> {
         let slot = &mut self.pack_numbers[pack as usize];
         if slot.is_none() {
             let next = u32::try_from(self.packs.len()).map_err(|_| WriteError::TooLarge)?;
-            let number = *known.packs.entry(placement.packs[pack as usize].id).or_insert(next);
+            let number = *known
+                .packs
+                .entry(placement.packs[pack as usize].id)
+                .or_insert(next);
             if number == next {
                 self.packs.push(pack);
             }
@@ -113,14 +128,21 @@ impl ObjectMap {
             let object = &placement.objects[segment.object.0 as usize];
             out[..32].copy_from_slice(&object.id.0);
             put_u32(out, 32, object.len);
-            put_u32(out, 36, self.pack_numbers[object.pack as usize].unwrap_or(0));
+            put_u32(
+                out,
+                36,
+                self.pack_numbers[object.pack as usize].unwrap_or(0),
+            );
             put_u32(out, 40, object.offset);
             put_u32(out, 44, segment.granules);
         }
         for (first, key) in &self.granules {
             let object = &placement.objects[key.0 as usize];
             let at = header.granules.at as usize + *first as usize * HASH_LEN as usize;
-            let hashes = placement.granules_of(object).unwrap_or_default().as_flattened();
+            let hashes = placement
+                .granules_of(object)
+                .unwrap_or_default()
+                .as_flattened();
             index[at..at + hashes.len()].copy_from_slice(hashes);
         }
     }
@@ -136,8 +158,15 @@ struct Known {
 fn check_runs(content: &Content) -> Result<(), Refusal> {
     let mut free = 0;
     for run in &content.runs {
-        let end = run.offset.checked_add(u64::from(run.len)).ok_or(Refusal::Runs)?;
-        if run.offset % BLOCK != 0 || run.offset < free || run.len == 0 || end > content.size {
+        let end = run
+            .offset
+            .checked_add(u64::from(run.len))
+            .ok_or(Refusal::Runs)?;
+        if !run.offset.is_multiple_of(BLOCK)
+            || run.offset < free
+            || run.len == 0
+            || end > content.size
+        {
             return Err(Refusal::Runs);
         }
         free = end;

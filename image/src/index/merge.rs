@@ -71,11 +71,22 @@ impl DirStack {
     fn new<B: IndexBytes>(collector: &Collector<'_, B>, at: At) -> Result<Self, MergeError> {
         let (opaque, implied) = (collector.is_opaque(at)?, collector.is_implied(at)?);
         let parts = vec![at];
-        Ok(Self { parts, meta: at, implied, opaque, names_open: !opaque, meta_open: implied })
+        Ok(Self {
+            parts,
+            meta: at,
+            implied,
+            opaque,
+            names_open: !opaque,
+            meta_open: implied,
+        })
     }
 
     /// Adds a lower layer's directory.
-    fn add<B: IndexBytes>(&mut self, collector: &Collector<'_, B>, at: At) -> Result<(), MergeError> {
+    fn add<B: IndexBytes>(
+        &mut self,
+        collector: &Collector<'_, B>,
+        at: At,
+    ) -> Result<(), MergeError> {
         if self.names_open {
             self.parts.push(at);
             self.names_open = !collector.is_opaque(at)?;
@@ -101,7 +112,10 @@ impl DirStack {
 
 /// Gathers the tree of all layers of `collector`, the last on top. With `keep_marks`, which is for
 /// one layer, whiteouts and opaque marks are nodes and marks of the result.
-pub(crate) fn walk<B: IndexBytes>(collector: &mut Collector<'_, B>, keep_marks: bool) -> Result<(), MergeError> {
+pub(crate) fn walk<B: IndexBytes>(
+    collector: &mut Collector<'_, B>,
+    keep_marks: bool,
+) -> Result<(), MergeError> {
     let top = collector.layer_count() - 1;
     let at = collector.root(top)?;
     let mut root = DirStack::new(collector, at)?;
@@ -136,7 +150,11 @@ fn add_dir<B: IndexBytes>(
     stack: DirStack,
     keep_marks: bool,
 ) -> Result<(NodeId, Vec<At>), MergeError> {
-    let dir = Dir { opaque: keep_marks && stack.opaque, implied: stack.implied, ..Dir::default() };
+    let dir = Dir {
+        opaque: keep_marks && stack.opaque,
+        implied: stack.implied,
+        ..Dir::default()
+    };
     Ok((collector.add_dir(stack.meta, dir)?, stack.parts))
 }
 
@@ -150,11 +168,19 @@ fn names<B: IndexBytes>(
     for part in parts {
         let layer = part.layer;
         let mut found = Vec::new();
-        collector.entries(*part, |name, nid, file_type| found.push((Box::<[u8]>::from(name), nid, file_type)))?;
+        collector.entries(*part, |name, nid, file_type| {
+            found.push((Box::<[u8]>::from(name), nid, file_type))
+        })?;
         for pair in found.windows(2) {
             if pair[0].0 >= pair[1].0 {
                 let what = "a directory whose names do not ascend";
-                return Err(MergeError { layer, source: IndexError::Corrupt { at: part.inode.at(), what } });
+                return Err(MergeError {
+                    layer,
+                    source: IndexError::Corrupt {
+                        at: part.inode.at(),
+                        what,
+                    },
+                });
             }
         }
         for (name, nid, file_type) in found {

@@ -39,7 +39,11 @@ impl PlacedObject {
 
 /// Number of granule hashes kept for an object of `len` bytes.
 pub const fn granule_count(len: u32) -> u32 {
-    if len as usize <= GRANULE { 0 } else { len.div_ceil(GRANULE as u32) }
+    if len as usize <= GRANULE {
+        0
+    } else {
+        len.div_ceil(GRANULE as u32)
+    }
 }
 
 /// The objects of a tree and the packs they lie in. [`ObjectKey`] is a place in `objects`.
@@ -56,11 +60,23 @@ pub struct Placement {
 impl Placement {
     /// Adds an object of `len` bytes at `offset` of pack number `pack` and gives its key; `None`
     /// when there are 2^32 objects or granules, more than an index can number.
-    pub fn push(&mut self, hashes: &ObjectHashes, len: u32, pack: u32, offset: u32) -> Option<ObjectKey> {
+    pub fn push(
+        &mut self,
+        hashes: &ObjectHashes,
+        len: u32,
+        pack: u32,
+        offset: u32,
+    ) -> Option<ObjectKey> {
         let key = ObjectKey(u32::try_from(self.objects.len()).ok()?);
         let first_granule = u32::try_from(self.granules.len()).ok()?;
         self.granules.extend_from_slice(&hashes.granules);
-        self.objects.push(PlacedObject { id: hashes.id, len, pack, offset, first_granule });
+        self.objects.push(PlacedObject {
+            id: hashes.id,
+            len,
+            pack,
+            offset,
+            first_granule,
+        });
         Some(key)
     }
 

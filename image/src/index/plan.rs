@@ -9,7 +9,10 @@ use std::ops::Bound::{Excluded, Unbounded};
 
 use super::{
     Refusal, ViewKind, WriteError,
-    layout::{BLOCK, BLOCK_LEN, DIRENT_LEN, FIRST_INODE, INODE_LEN, MAX_BLOCKS, SLOT, SYMLINK_MAX, encode_rdev},
+    layout::{
+        BLOCK, BLOCK_LEN, DIRENT_LEN, FIRST_INODE, INODE_LEN, MAX_BLOCKS, SLOT, SYMLINK_MAX,
+        encode_rdev,
+    },
     xattr::{self, TooLong},
 };
 use crate::tree::{Content, Dir, Kind, Node, NodeId, Tree};
@@ -80,7 +83,13 @@ impl<'a> Plan<'a> {
     /// Finds the order of inodes and counts links; refuses what is not a tree.
     fn walk(&mut self, kind: ViewKind) -> Result<(), WriteError> {
         let tree = self.tree;
-        if !matches!(tree.nodes.first(), Some(Node { kind: Kind::Dir(_), .. })) {
+        if !matches!(
+            tree.nodes.first(),
+            Some(Node {
+                kind: Kind::Dir(_),
+                ..
+            })
+        ) {
             return Err(WriteError::NoRoot);
         }
         self.order.push(0);
@@ -88,7 +97,9 @@ impl<'a> Plan<'a> {
         let mut open = vec![0u32];
         let mut below = Vec::new();
         while let Some(parent) = open.pop() {
-            let Kind::Dir(dir) = &tree.nodes[parent as usize].kind else { continue };
+            let Kind::Dir(dir) = &tree.nodes[parent as usize].kind else {
+                continue;
+            };
             self.dirs += 1;
             if dir.opaque && kind == ViewKind::Image {
                 return Err(self.refuse(parent, Refusal::MarkInImage));
@@ -96,7 +107,9 @@ impl<'a> Plan<'a> {
             self.names += dir.entries.len() as u64;
             for (name, NodeId(child)) in &dir.entries {
                 let refuse = |why| Err(refusal(tree, parent, Some(name), why));
-                if name.is_empty() || name.len() > 255 || name.iter().any(|b| matches!(b, 0 | b'/'))
+                if name.is_empty()
+                    || name.len() > 255
+                    || name.iter().any(|b| matches!(b, 0 | b'/'))
                     || matches!(&**name, b"." | b"..")
                 {
                     return refuse(Refusal::Name);
@@ -133,8 +146,8 @@ impl<'a> Plan<'a> {
             let id = self.order[number];
             let node = &self.tree.nodes[id as usize];
             let opaque = matches!(&node.kind, Kind::Dir(dir) if dir.opaque);
-            let (xattr_len, dropped) =
-                xattr::area_len(&node.meta.xattrs, opaque).map_err(|why| self.refuse(id, Refusal::from(why)))?;
+            let (xattr_len, dropped) = xattr::area_len(&node.meta.xattrs, opaque)
+                .map_err(|why| self.refuse(id, Refusal::from(why)))?;
             self.dropped_xattrs += u64::from(dropped);
             let size = self.meta_size(id, kind)?;
             let head = INODE_LEN as u64 + u64::from(xattr_len);
@@ -179,7 +192,13 @@ impl<'a> Plan<'a> {
             }
             Kind::Char(major, minor) | Kind::Block(major, minor) => {
                 if encode_rdev(*major, *minor).is_none() {
-                    return Err(self.refuse(id, Refusal::Device { major: *major, minor: *minor }));
+                    return Err(self.refuse(
+                        id,
+                        Refusal::Device {
+                            major: *major,
+                            minor: *minor,
+                        },
+                    ));
                 }
                 // overlayfs reads this device as a whiteout, whoever made it.
                 if kind == ViewKind::Image && matches!(node.kind, Kind::Char(0, 0)) {
@@ -217,7 +236,9 @@ impl<'a> Plan<'a> {
         let mut nids: Vec<u64> = self
             .order
             .iter()
-            .filter(|id| matches!(&self.tree.nodes[**id as usize].kind, Kind::Dir(dir) if dir.implied))
+            .filter(
+                |id| matches!(&self.tree.nodes[**id as usize].kind, Kind::Dir(dir) if dir.implied),
+            )
             .map(|id| self.places[*id as usize].nid())
             .collect();
         nids.sort_unstable();
@@ -226,23 +247,37 @@ impl<'a> Plan<'a> {
 }
 
 /// Files that are named and not empty, in the order of the data region.
-pub(crate) fn files<'a, P>(
-    tree: &'a Tree,
+pub(crate) fn files<P>(
+    tree: &Tree,
     places: impl IntoIterator<Item = P>,
-) -> impl Iterator<Item = (u32, &'a Content, P)>
+) -> impl Iterator<Item = (u32, &Content, P)>
 where
     P: std::borrow::Borrow<Place>,
 {
-    tree.nodes.iter().zip(places).zip(0..).filter_map(|((node, place), id)| match &node.kind {
-        Kind::File(content) if content.size > 0 && place.borrow().links > 0 => Some((id, content, place)),
-        _ => None,
-    })
+    tree.nodes
+        .iter()
+        .zip(places)
+        .zip(0..)
+        .filter_map(|((node, place), id)| match &node.kind {
+            Kind::File(content) if content.size > 0 && place.borrow().links > 0 => {
+                Some((id, content, place))
+            }
+            _ => None,
+        })
 }
 
 /// A directory's entries as they are stored: sorted by bytes, `.` and `..` at their places.
-pub(crate) fn dir_entries(dir: &Dir, own: NodeId, parent: NodeId) -> impl Iterator<Item = (&[u8], NodeId)> {
+pub(crate) fn dir_entries(
+    dir: &Dir,
+    own: NodeId,
+    parent: NodeId,
+) -> impl Iterator<Item = (&[u8], NodeId)> {
     let (dot, dots): (&'static [u8], &'static [u8]) = (b".", b"..");
-    let range = |bounds| dir.entries.range::<[u8], _>(bounds).map(|(name, id)| (&**name, *id));
+    let range = |bounds| {
+        dir.entries
+            .range::<[u8], _>(bounds)
+            .map(|(name, id)| (&**name, *id))
+    };
     range((Unbounded, Excluded(dot)))
         .chain([(dot, own)])
         .chain(range((Excluded(dot), Excluded(dots))))
@@ -279,7 +314,11 @@ fn spot(at: u64, head: u64, tail: u64) -> Option<u64> {
 /// The next slot at or after `at` in which an inode does not cross a block.
 fn spot_for_inode(at: u64) -> u64 {
     let start = at.next_multiple_of(SLOT);
-    if start % BLOCK + INODE_LEN as u64 > BLOCK { start.next_multiple_of(BLOCK) } else { start }
+    if start % BLOCK + INODE_LEN as u64 > BLOCK {
+        start.next_multiple_of(BLOCK)
+    } else {
+        start
+    }
 }
 
 /// The error for `node`, or for the entry `name` of the directory `node`.
@@ -297,7 +336,13 @@ fn path_of(tree: &Tree, node: u32) -> Option<String> {
     let mut parent: Vec<Option<(u32, &[u8])>> = vec![None; tree.nodes.len()];
     let mut open = vec![0u32];
     while let Some(id) = open.pop() {
-        let Some(Node { kind: Kind::Dir(dir), .. }) = tree.nodes.get(id as usize) else { continue };
+        let Some(Node {
+            kind: Kind::Dir(dir),
+            ..
+        }) = tree.nodes.get(id as usize)
+        else {
+            continue;
+        };
         for (name, NodeId(child)) in &dir.entries {
             if let Some(slot @ None) = parent.get_mut(*child as usize)
                 && *child != 0

@@ -39,7 +39,9 @@ pub fn check_table(digest: &[u8; 32], len: u64, table: &[u8]) -> bool {
 /// Whether `bytes` is granule `number` of the index of `len` bytes whose checked table is `table`.
 pub fn check_granule(len: u64, table: &[u8], number: u64, bytes: &[u8]) -> bool {
     let granule = GRANULE as u64;
-    let Some(start) = number.checked_mul(granule) else { return false };
+    let Some(start) = number.checked_mul(granule) else {
+        return false;
+    };
     if start >= len || bytes.len() as u64 != (len - start).min(granule) {
         return false;
     }
@@ -64,12 +66,20 @@ mod tests {
             let digest = index_digest(total, &table);
             assert_eq!(table.len() as u64, table_len(total));
             assert!(check_table(&digest, total, &table));
-            assert!(!check_table(&digest, total + 1, &table), "length is part of the digest");
+            assert!(
+                !check_table(&digest, total + 1, &table),
+                "length is part of the digest"
+            );
             for (number, granule) in index.chunks(GRANULE).enumerate() {
                 let number = number as u64;
                 assert!(check_granule(total, &table, number, granule));
                 assert!(!check_granule(total, &table, number + 1, granule));
-                assert!(!check_granule(total, &table, number, &granule[..granule.len() - 1]));
+                assert!(!check_granule(
+                    total,
+                    &table,
+                    number,
+                    &granule[..granule.len() - 1]
+                ));
                 let mut bad = granule.to_vec();
                 *bad.last_mut().unwrap() ^= 0x80;
                 assert!(!check_granule(total, &table, number, &bad));

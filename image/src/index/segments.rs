@@ -71,8 +71,13 @@ impl<B: IndexBytes> Index<B> {
     /// Segments follow each other without gaps and cover exactly what was asked for.
     pub fn segments(&self, offset: u64, len: u64) -> Result<Vec<Segment>, IndexError> {
         let (from, to) = (self.header.meta_len, self.header.erofs_len());
-        let end = offset.checked_add(len).filter(|end| offset >= from && *end <= to);
-        let end = end.ok_or(IndexError::OutOfRange { what: "data at offset", number: offset })?;
+        let end = offset
+            .checked_add(len)
+            .filter(|end| offset >= from && *end <= to);
+        let end = end.ok_or(IndexError::OutOfRange {
+            what: "data at offset",
+            number: offset,
+        })?;
         let mut found = Vec::new();
         if len == 0 {
             return Ok(found);
@@ -84,7 +89,11 @@ impl<B: IndexBytes> Index<B> {
         let mut next_key = self.key_offset(number)?;
         while at < end {
             let Some(start) = next_key.filter(|start| *start < end) else {
-                found.push(Segment { offset: at, len: end - at, what: What::Hole });
+                found.push(Segment {
+                    offset: at,
+                    len: end - at,
+                    what: What::Hole,
+                });
                 break;
             };
             let record = self.record(number)?;
@@ -98,7 +107,11 @@ impl<B: IndexBytes> Index<B> {
                 continue;
             }
             if start > at {
-                found.push(Segment { offset: at, len: start - at, what: What::Hole });
+                found.push(Segment {
+                    offset: at,
+                    len: start - at,
+                    what: What::Hole,
+                });
                 at = start;
             }
             let stop = object_end.min(end);
@@ -112,7 +125,11 @@ impl<B: IndexBytes> Index<B> {
                 skip: (at - start) as u32,
                 granules: record.granules,
             };
-            found.push(Segment { offset: at, len: stop - at, what: What::Object(part) });
+            found.push(Segment {
+                offset: at,
+                len: stop - at,
+                what: What::Object(part),
+            });
             at = stop;
         }
         Ok(found)
@@ -122,10 +139,16 @@ impl<B: IndexBytes> Index<B> {
     pub fn granule_hashes(&self, first: u32, count: u32) -> Result<Vec<GranuleHash>, IndexError> {
         let table = self.header.granules;
         if u64::from(first) + u64::from(count) > table.count {
-            return Err(IndexError::OutOfRange { what: "granule hash", number: u64::from(first) });
+            return Err(IndexError::OutOfRange {
+                what: "granule hash",
+                number: u64::from(first),
+            });
         }
         let mut hashes = vec![[0; HASH_LEN as usize]; count as usize];
-        self.bytes.read_at(table.at + u64::from(first) * HASH_LEN, hashes.as_flattened_mut())?;
+        self.bytes.read_at(
+            table.at + u64::from(first) * HASH_LEN,
+            hashes.as_flattened_mut(),
+        )?;
         Ok(hashes)
     }
 
@@ -138,15 +161,24 @@ impl<B: IndexBytes> Index<B> {
     pub fn pack(&self, number: u32) -> Result<PackRef, IndexError> {
         let table = self.header.packs;
         if u64::from(number) >= table.count {
-            return Err(IndexError::OutOfRange { what: "pack", number: u64::from(number) });
+            return Err(IndexError::OutOfRange {
+                what: "pack",
+                number: u64::from(number),
+            });
         }
         let raw: [u8; PACK_LEN as usize] = self.entry(table, u64::from(number))?;
         let len = get_u32(&raw, 32);
         if len as usize > PACK_MAX {
             let at = table.at + u64::from(number) * PACK_LEN;
-            return Err(IndexError::Corrupt { at, what: "a pack longer than 4 MiB" });
+            return Err(IndexError::Corrupt {
+                at,
+                what: "a pack longer than 4 MiB",
+            });
         }
-        Ok(PackRef { id: PackId(array(&raw, 0)), len })
+        Ok(PackRef {
+            id: PackId(array(&raw, 0)),
+            len,
+        })
     }
 
     /// Number of the last segment whose key is at most `block`, or 0 when there is none.
@@ -192,13 +224,19 @@ impl<B: IndexBytes> Index<B> {
         }
         let hashes = u64::from(record.granules) + u64::from(granule_count(record.len));
         if granule_count(record.len) > 0 && hashes > self.header.granules.count {
-            return Err(self.corrupt_segment(number, "an object whose granule hashes are not there"));
+            return Err(
+                self.corrupt_segment(number, "an object whose granule hashes are not there")
+            );
         }
         Ok(record)
     }
 
     /// The pack of a record; `last` keeps the one before, as neighbours mostly share theirs.
-    fn pack_of(&self, record: &Record, last: &mut Option<(u32, PackRef)>) -> Result<PackRef, IndexError> {
+    fn pack_of(
+        &self,
+        record: &Record,
+        last: &mut Option<(u32, PackRef)>,
+    ) -> Result<PackRef, IndexError> {
         let pack = match *last {
             Some((number, pack)) if number == record.pack => pack,
             _ => self.pack(record.pack)?,
@@ -206,12 +244,18 @@ impl<B: IndexBytes> Index<B> {
         *last = Some((record.pack, pack));
         if u64::from(record.pack_offset) + u64::from(record.len) > u64::from(pack.len) {
             let at = self.header.segments.at;
-            return Err(IndexError::Corrupt { at, what: "an object outside of its pack" });
+            return Err(IndexError::Corrupt {
+                at,
+                what: "an object outside of its pack",
+            });
         }
         Ok(pack)
     }
 
     fn corrupt_segment(&self, number: u64, what: &'static str) -> IndexError {
-        IndexError::Corrupt { at: self.header.segments.at + number * SEGMENT_LEN, what }
+        IndexError::Corrupt {
+            at: self.header.segments.at + number * SEGMENT_LEN,
+            what,
+        }
     }
 }

@@ -2,13 +2,17 @@
 //!
 //! Reading needs none of this, as it checks what it touches. Tests, fuzzing and `doctor` do.
 
-use std::{collections::{HashMap, HashSet}, ops::Range};
+use std::{
+    collections::{HashMap, HashSet},
+    ops::Range,
+};
 
 use super::{
     FileType, Index, IndexBytes, IndexError, Inode, Nid, ViewKind, What,
     emit::{COMPAT_MTIME, COMPAT_SB_CHKSUM, SUPER_MAGIC},
     layout::{
-        BLOCK, BLOCK_BITS, BLOCK_LEN, FIRST_INODE, INODE_LEN, SUPER_AT, get_u16, get_u32, get_u64, put_u32,
+        BLOCK, BLOCK_BITS, BLOCK_LEN, FIRST_INODE, INODE_LEN, SUPER_AT, get_u16, get_u32, get_u64,
+        put_u32,
     },
 };
 use crate::object::root_of;
@@ -43,19 +47,48 @@ pub struct Report {
 /// Takes memory in proportion to the number of nodes, and ends for any bytes.
 pub fn verify<B: IndexBytes>(index: &Index<B>) -> Result<Report, IndexError> {
     superblock(index)?;
-    let mut check = Check { index, report: Report::default(), spans: Vec::new(), data: Vec::new(), nodes: HashMap::new() };
+    let mut check = Check {
+        index,
+        report: Report::default(),
+        spans: Vec::new(),
+        data: Vec::new(),
+        left: index.header.meta_len,
+        nodes: HashMap::new(),
+    };
     check.tree()?;
-    let Check { mut report, mut spans, mut data, nodes, .. } = check;
+    let Check {
+        mut report,
+        mut spans,
+        mut data,
+        nodes,
+        ..
+    } = check;
     for (nid, seen) in &nodes {
         if seen.links != seen.inode.nlink {
-            return Err(corrupt(nid.0 * 32, "a link count that is not the number of names"));
+            return Err(corrupt(
+                nid.0 * 32,
+                "a link count that is not the number of names",
+            ));
         }
     }
-    disjoint(&mut spans, FIRST_INODE..index.header.meta_len, "metadata that overlaps")?;
-    disjoint(&mut data, index.header.meta_len..index.header.erofs_len(), "files whose content overlaps")?;
+    disjoint(
+        &mut spans,
+        FIRST_INODE..index.header.meta_len,
+        "metadata that overlaps",
+    )?;
+    disjoint(
+        &mut data,
+        index.header.meta_len..index.header.erofs_len(),
+        "files whose content overlaps",
+    )?;
     object_map(index, &data, &mut report)?;
     implied(index, &nodes, &mut report)?;
-    let counted = (nodes.len() as u64, report.dirs, report.names, report.content_len);
+    let counted = (
+        nodes.len() as u64,
+        report.dirs,
+        report.names,
+        report.content_len,
+    );
     let header = &index.header;
     if counted != (header.inodes, header.dirs, header.names, header.content_len) {
         return Err(IndexError::Header("counts that are not those of the tree"));
@@ -77,7 +110,10 @@ fn superblock<B: IndexBytes>(index: &Index<B>) -> Result<(), IndexError> {
     let fields = [
         (u64::from(get_u32(rest, 0)), u64::from(SUPER_MAGIC)),
         (u64::from(!crc32c::crc32c(rest)), u64::from(sum)),
-        (u64::from(get_u32(rest, 8)), u64::from(COMPAT_SB_CHKSUM | COMPAT_MTIME)),
+        (
+            u64::from(get_u32(rest, 8)),
+            u64::from(COMPAT_SB_CHKSUM | COMPAT_MTIME),
+        ),
         (u64::from(rest[12]), u64::from(BLOCK_BITS)),
         (u64::from(get_u16(rest, 14)), header.root.0),
         (get_u64(rest, 16), header.inodes),
@@ -104,6 +140,9 @@ struct Check<'a, B> {
     spans: Vec<Range<u64>>,
     /// What files take of the data region.
     data: Vec<Range<u64>>,
+    /// Bytes of metadata that are left when all nodes met so far stand apart. Without this,
+    /// overlapping ones would cost the square of the index's size.
+    left: u64,
     nodes: HashMap<Nid, Seen>,
 }
 
@@ -167,14 +206,20 @@ impl<B: IndexBytes> Check<'_, B> {
     fn child(&mut self, nid: Nid, file_type: FileType) -> Result<Option<Inode>, IndexError> {
         if let Some(seen) = self.nodes.get_mut(&nid) {
             if seen.inode.file_type != file_type || file_type == FileType::Dir {
-                return Err(corrupt(nid.0.saturating_mul(32), "a node with names of two types, or a directory with two"));
+                return Err(corrupt(
+                    nid.0.saturating_mul(32),
+                    "a node with names of two types, or a directory with two",
+                ));
             }
             seen.links = seen.links.saturating_add(1);
             return Ok(None);
         }
         let inode = self.index.inode(nid)?;
         if inode.file_type != file_type {
-            return Err(corrupt(inode.at(), "a node of another type than its directory entry"));
+            return Err(corrupt(
+                inode.at(),
+                "a node of another type than its directory entry",
+            ));
         }
         self.node(inode)?;
         Ok((file_type == FileType::Dir).then_some(inode))
@@ -182,10 +227,15 @@ impl<B: IndexBytes> Check<'_, B> {
 
     /// Counts a node that is seen first, and notes what it takes.
     fn node(&mut self, inode: Inode) -> Result<(), IndexError> {
-        // Nodes stand apart: when there are more, they overlap, and memory is not to pay for it.
-        if self.nodes.len() as u64 >= self.index.header.meta_len / INODE_LEN as u64 {
-            return Err(corrupt(inode.at(), "metadata that overlaps"));
-        }
+        let own = match inode.file_type {
+            FileType::Dir | FileType::Symlink => inode.size,
+            _ => 0,
+        };
+        let bytes = INODE_LEN as u64 + u64::from(inode.xattr_len) + own;
+        self.left = self
+            .left
+            .checked_sub(bytes)
+            .ok_or(corrupt(inode.at(), "metadata that overlaps"))?;
         self.nodes.insert(inode.nid, Seen { inode, links: 1 });
         let mut end = inode.tail_at();
         let report = &mut self.report;
@@ -199,7 +249,10 @@ impl<B: IndexBytes> Check<'_, B> {
         let opaque = self.index.is_opaque(&inode)?;
         report.opaque += u64::from(opaque);
         if self.index.header.kind == ViewKind::Image && (opaque || inode.is_whiteout()) {
-            return Err(corrupt(inode.at(), "a whiteout or opaque directory in an image"));
+            return Err(corrupt(
+                inode.at(),
+                "a whiteout or opaque directory in an image",
+            ));
         }
         self.index.each_xattr(&inode, |_| true)?;
         match inode.file_type {
@@ -222,7 +275,8 @@ impl<B: IndexBytes> Check<'_, B> {
                     let start = inode.block_at(0);
                     self.spans.push(start..start + whole * BLOCK);
                 }
-                if inode.file_type == FileType::Symlink && self.index.readlink(&inode)?.contains(&0) {
+                if inode.file_type == FileType::Symlink && self.index.readlink(&inode)?.contains(&0)
+                {
                     return Err(corrupt(inode.at(), "a symlink with NUL"));
                 }
             }
@@ -235,7 +289,11 @@ impl<B: IndexBytes> Check<'_, B> {
 }
 
 /// Sorts `spans` and checks that they lie apart and inside `all`.
-fn disjoint(spans: &mut [Range<u64>], all: Range<u64>, what: &'static str) -> Result<(), IndexError> {
+fn disjoint(
+    spans: &mut [Range<u64>],
+    all: Range<u64>,
+    what: &'static str,
+) -> Result<(), IndexError> {
     spans.sort_unstable_by_key(|span| span.start);
     let mut free = all.start;
     for span in spans {
@@ -244,42 +302,67 @@ fn disjoint(spans: &mut [Range<u64>], all: Range<u64>, what: &'static str) -> Re
         }
         free = span.end;
     }
-    if free > all.end { Err(corrupt(free, what)) } else { Ok(()) }
+    if free > all.end {
+        Err(corrupt(free, what))
+    } else {
+        Ok(())
+    }
 }
 
 /// Checks packs, keys, records and granule hashes; `data` is the extents of files, sorted.
-fn object_map<B: IndexBytes>(index: &Index<B>, data: &[Range<u64>], report: &mut Report) -> Result<(), IndexError> {
+fn object_map<B: IndexBytes>(
+    index: &Index<B>,
+    data: &[Range<u64>],
+    report: &mut Report,
+) -> Result<(), IndexError> {
     let mut packs = HashMap::new();
     for number in 0..index.pack_count() {
         if packs.insert(index.pack(number)?.id, number).is_some() {
-            return Err(corrupt(index.header.packs.at, "a pack that is listed twice"));
+            return Err(corrupt(
+                index.header.packs.at,
+                "a pack that is listed twice",
+            ));
         }
     }
     let mut used = vec![false; packs.len()];
-    let mut checked = HashSet::new();
+    let (mut checked, mut lens) = (HashSet::new(), HashMap::new());
     for extent in data {
         for segment in index.segments(extent.start, extent.end - extent.start)? {
-            let What::Object(part) = segment.what else { continue };
+            let What::Object(part) = segment.what else {
+                continue;
+            };
             if let Some(slot) = used.get_mut(part.pack_number as usize) {
                 *slot = true;
             }
             report.segments += 1;
             report.content_len += u64::from(part.object_len);
             if part.skip != 0 || segment.len != u64::from(part.object_len) {
-                return Err(corrupt(segment.offset, "an object that is not wholly in its file"));
+                return Err(corrupt(
+                    segment.offset,
+                    "an object that is not wholly in its file",
+                ));
+            }
+            if *lens.entry(part.id).or_insert(part.object_len) != part.object_len {
+                return Err(corrupt(segment.offset, "one object with two lengths"));
             }
             let count = part.granule_count();
             if count > 0 && checked.insert((part.id, part.granules)) {
                 let hashes = index.granule_hashes(part.granules, count)?;
                 if root_of(&hashes) != part.id {
-                    return Err(corrupt(segment.offset, "granule hashes that are not the object's"));
+                    return Err(corrupt(
+                        segment.offset,
+                        "granule hashes that are not the object's",
+                    ));
                 }
             }
         }
     }
     // Every record was met in a file, each once: none lies outside of files, none is out of order.
     if report.segments != index.header.segments.count {
-        return Err(corrupt(index.header.keys.at, "segments outside of files or out of order"));
+        return Err(corrupt(
+            index.header.keys.at,
+            "segments outside of files or out of order",
+        ));
     }
     if used.contains(&false) {
         return Err(corrupt(index.header.packs.at, "a pack that nothing needs"));
@@ -287,14 +370,23 @@ fn object_map<B: IndexBytes>(index: &Index<B>, data: &[Range<u64>], report: &mut
     Ok(())
 }
 
-fn implied<B: IndexBytes>(index: &Index<B>, nodes: &HashMap<Nid, Seen>, report: &mut Report) -> Result<(), IndexError> {
+fn implied<B: IndexBytes>(
+    index: &Index<B>,
+    nodes: &HashMap<Nid, Seen>,
+    report: &mut Report,
+) -> Result<(), IndexError> {
     let table = index.header.implied;
     let mut last = None;
     for number in 0..table.count {
         let nid = u64::from_le_bytes(index.entry(table, number)?);
-        let is_dir = nodes.get(&Nid(nid)).is_some_and(|seen| seen.inode.file_type == FileType::Dir);
+        let is_dir = nodes
+            .get(&Nid(nid))
+            .is_some_and(|seen| seen.inode.file_type == FileType::Dir);
         if last >= Some(nid) || !is_dir {
-            return Err(corrupt(table.at, "a list of implied directories that is not one"));
+            return Err(corrupt(
+                table.at,
+                "a list of implied directories that is not one",
+            ));
         }
         last = Some(nid);
         report.implied += 1;

@@ -1,8 +1,11 @@
 //! Writing an index from a tree and the places of its objects.
 
 use super::{
-    Header, Nid, Placement, Refusal, ViewKind, WriteError, emit,
-    layout::{GRANULE_TABLE_ENTRY, HASH_LEN, IMPLIED_LEN, KEY_LEN, PACK_LEN, SEGMENT_LEN, SUPER_AT, Section},
+    Header, Nid, Placement, ViewKind, WriteError, emit,
+    layout::{
+        GRANULE_TABLE_ENTRY, HASH_LEN, IMPLIED_LEN, KEY_LEN, PACK_LEN, SEGMENT_LEN, SUPER_AT,
+        Section,
+    },
     map::ObjectMap,
     plan::Plan,
     seal,
@@ -61,7 +64,10 @@ pub fn write(tree: &Tree, placement: &Placement, kind: ViewKind) -> Result<Writt
     let (index, table) = bytes.split_at_mut(len);
     emit::metadata(&plan, index);
     map.emit(placement, &header, index);
-    for (nid, out) in implied.iter().zip(index[header.implied.at as usize..].chunks_exact_mut(8)) {
+    for (nid, out) in implied
+        .iter()
+        .zip(index[header.implied.at as usize..].chunks_exact_mut(8))
+    {
         out.copy_from_slice(&nid.to_le_bytes());
     }
     index[..SUPER_AT as usize].copy_from_slice(&header.encode());
@@ -77,7 +83,12 @@ pub fn write(tree: &Tree, placement: &Placement, kind: ViewKind) -> Result<Writt
         dropped_xattrs: plan.dropped_xattrs,
     };
     let digest = seal::index_digest(header.len, table);
-    Ok(Written { len: header.len, digest, stats, bytes })
+    Ok(Written {
+        len: header.len,
+        digest,
+        stats,
+        bytes,
+    })
 }
 
 /// Lays the tables of the object map one behind the other, each at a multiple of 8. `None` when
@@ -85,8 +96,15 @@ pub fn write(tree: &Tree, placement: &Placement, kind: ViewKind) -> Result<Writt
 fn header(plan: &Plan<'_>, map: &ObjectMap, implied: usize, kind: ViewKind) -> Option<Header> {
     let mut at = plan.meta_len;
     let mut section = |count: usize, entry_len: u64| {
-        let section = Section { at, count: count as u64 };
-        at = section.count.checked_mul(entry_len)?.checked_add(at)?.checked_next_multiple_of(8)?;
+        let section = Section {
+            at,
+            count: count as u64,
+        };
+        at = section
+            .count
+            .checked_mul(entry_len)?
+            .checked_add(at)?
+            .checked_next_multiple_of(8)?;
         Some(section)
     };
     // What every read needs comes first, so that a cold reader finds it in few granules.
@@ -117,7 +135,10 @@ fn header(plan: &Plan<'_>, map: &ObjectMap, implied: usize, kind: ViewKind) -> O
 fn finish(header: &Header, index: &mut [u8], table: &mut [u8]) {
     emit::superblock(header, [0; 16], index);
     let hash = |granule: &[u8]| *blake3::hash(granule).as_bytes();
-    for (granule, out) in index.chunks(GRANULE).zip(table.chunks_exact_mut(GRANULE_TABLE_ENTRY)) {
+    for (granule, out) in index
+        .chunks(GRANULE)
+        .zip(table.chunks_exact_mut(GRANULE_TABLE_ENTRY))
+    {
         out.copy_from_slice(&hash(granule));
     }
     // The table now names everything but the uuid, which stands in the first granule.
@@ -128,23 +149,4 @@ fn finish(header: &Header, index: &mut [u8], table: &mut [u8]) {
     emit::superblock(header, uuid, index);
     let first = index.len().min(GRANULE);
     table[..GRANULE_TABLE_ENTRY].copy_from_slice(&hash(&index[..first]));
-}
-
-impl std::fmt::Display for Refusal {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match self {
-            Self::Name => f.write_str("is not a name for a directory entry"),
-            Self::NoSuchNode(id) => write!(f, "is node {id}, which the tree does not have"),
-            Self::DirTwice => f.write_str("is a directory that has a name elsewhere"),
-            Self::Meta => f.write_str("has a mode above 7777 or a billion nanoseconds"),
-            Self::Target => f.write_str("is a symlink whose target is not 1 to 4095 bytes without NUL"),
-            Self::Device { major, minor } => {
-                write!(f, "has device number {major}:{minor}, beyond 4095:1048575")
-            }
-            Self::Xattrs(what) => write!(f, "has extended attributes that do not fit: {what}"),
-            Self::MarkInImage => f.write_str("is a whiteout or opaque, which a merged image cannot have"),
-            Self::Runs => f.write_str("has content that is not in order, in blocks and inside its size"),
-            Self::Object(what) => write!(f, "has an object that cannot be: {what}"),
-        }
-    }
 }

@@ -34,7 +34,9 @@ fn split(name: &[u8]) -> Option<(u8, &[u8])> {
 }
 
 fn split_any(name: &[u8]) -> Option<(u8, &[u8])> {
-    let (index, prefix) = PREFIXES.into_iter().find(|(_, prefix)| name.starts_with(prefix))?;
+    let (index, prefix) = PREFIXES
+        .into_iter()
+        .find(|(_, prefix)| name.starts_with(prefix))?;
     let rest = &name[prefix.len()..];
     let whole = matches!(index, 2 | 3);
     (whole == rest.is_empty() && !rest.contains(&0)).then_some((index, rest))
@@ -80,7 +82,11 @@ pub(crate) fn area_len(
         }
     }
     let dropped = (xattrs.len() + usize::from(opaque) - count) as u32;
-    Ok(if count == 0 { (0, dropped) } else { (len as u32, dropped) })
+    Ok(if count == 0 {
+        (0, dropped)
+    } else {
+        (len as u32, dropped)
+    })
 }
 
 /// Writes the area whose length [`area_len`] gave into `out`, which is zeroed.
@@ -111,7 +117,11 @@ pub(crate) fn entries(area: &[u8]) -> impl Iterator<Item = Result<Entry<'_>, &'s
         if failed || area.len() <= at {
             return None;
         }
-        let entry = if shared { Err("shared attributes") } else { entry(area, &mut at) };
+        let entry = if shared {
+            Err("shared attributes")
+        } else {
+            entry(area, &mut at)
+        };
         failed = entry.is_err();
         Some(entry)
     })
@@ -129,10 +139,16 @@ fn entry<'a>(area: &'a [u8], at: &mut usize) -> Result<Entry<'a>, &'static str> 
     if left.len() < len {
         return Err("an attribute longer than its area");
     }
-    let (_, prefix) =
-        PREFIXES.into_iter().find(|(known, _)| *known == index).ok_or("an unknown attribute namespace")?;
+    let (_, prefix) = PREFIXES
+        .into_iter()
+        .find(|(known, _)| *known == index)
+        .ok_or("an unknown attribute namespace")?;
     *at += len;
-    Ok((prefix, &left[XATTR_ENTRY_LEN..value_at], &left[value_at..value_at + value_len]))
+    Ok((
+        prefix,
+        &left[XATTR_ENTRY_LEN..value_at],
+        &left[value_at..value_at + value_len],
+    ))
 }
 
 const fn entry_len(name_len: usize, value_len: usize) -> usize {
@@ -167,9 +183,16 @@ mod tests {
         let mut area = vec![0; len as usize];
         encode(&given, true, &mut area);
         let read: Vec<_> = entries(&area)
-            .map(|entry| entry.map(|(prefix, rest, value)| ([prefix, rest].concat(), value.to_vec())).unwrap())
+            .map(|entry| {
+                entry
+                    .map(|(prefix, rest, value)| ([prefix, rest].concat(), value.to_vec()))
+                    .unwrap()
+            })
             .collect();
-        let names: Vec<_> = read.iter().map(|(name, _)| String::from_utf8_lossy(name)).collect();
+        let names: Vec<_> = read
+            .iter()
+            .map(|(name, _)| String::from_utf8_lossy(name))
+            .collect();
         assert_eq!(
             names,
             [
@@ -182,20 +205,31 @@ mod tests {
         );
         for cut in 1..area.len() - XATTR_HEADER_LEN {
             let last = entries(&area[..area.len() - cut]).last();
-            assert!(last.is_none_or(|entry| entry.is_err()) || cut % 4 == 0, "cut {cut}");
+            assert!(
+                last.is_none_or(|entry| entry.is_err()) || cut % 4 == 0,
+                "cut {cut}"
+            );
         }
     }
 
     #[test]
     fn limits_are_errors() {
         let one = |name: Vec<u8>, value: usize| {
-            area_len(&BTreeMap::from([(name.into_boxed_slice(), vec![7; value].into_boxed_slice())]), false)
+            area_len(
+                &BTreeMap::from([(name.into_boxed_slice(), vec![7; value].into_boxed_slice())]),
+                false,
+            )
         };
         let name = |len: usize| [b"user.".to_vec(), vec![b'n'; len]].concat();
         assert!(one(name(255), 65535).is_ok());
         assert_eq!(one(name(256), 1), Err(TooLong::Name));
         assert_eq!(one(name(1), 65536), Err(TooLong::Value));
-        let many = (0..5u8).map(|i| ([b"user.".to_vec(), vec![b'a' + i]].concat().into(), vec![0; 65000].into()));
+        let many = (0..5u8).map(|i| {
+            (
+                [b"user.".to_vec(), vec![b'a' + i]].concat().into(),
+                vec![0; 65000].into(),
+            )
+        });
         assert_eq!(area_len(&many.collect(), false), Err(TooLong::All));
     }
 }

@@ -38,9 +38,15 @@ impl Drop for Mounted {
 /// Mounts an EROFS file by itself, with no loop device. Needs root and a kernel of 6.12 or later.
 pub fn mount_erofs(file: &Path, dir: &Path) -> Mounted {
     fs::create_dir_all(dir).unwrap();
-    mount(file, dir, "erofs", MountFlags::RDONLY, None)
-        .unwrap_or_else(|error| panic!("mount of {} (needs root and kernel 6.12): {error}", file.display()));
-    Mounted { path: dir.to_path_buf() }
+    mount(file, dir, "erofs", MountFlags::RDONLY, None).unwrap_or_else(|error| {
+        panic!(
+            "mount of {} (needs root and kernel 6.12): {error}",
+            file.display()
+        )
+    });
+    Mounted {
+        path: dir.to_path_buf(),
+    }
 }
 
 /// Mounts a read-only overlay of `lowers`, the highest first.
@@ -49,14 +55,36 @@ pub fn mount_overlay(lowers: &[PathBuf], dir: &Path) -> Mounted {
     let paths: Vec<_> = lowers.iter().map(|path| path.to_str().unwrap()).collect();
     let data = CString::new(format!("lowerdir={}", paths.join(":"))).unwrap();
     mount("overlay", dir, "overlay", MountFlags::RDONLY, &*data).unwrap();
-    Mounted { path: dir.to_path_buf() }
+    Mounted {
+        path: dir.to_path_buf(),
+    }
 }
 
-/// `fsck.erofs` has nothing to say against `file`.
+/// `fsck.erofs` has nothing to say against `file`, and `dump.erofs` reads its superblock.
 pub fn fsck(file: &Path) {
-    let run = Command::new("fsck.erofs").arg(file).output().expect("fsck.erofs of erofs-utils is needed");
+    // It walks directories by recursion, and at its usual stack gives up on long chains of them.
+    let script = "ulimit -s 262144; exec fsck.erofs \"$0\"";
+    let run = Command::new("sh")
+        .args(["-c", script])
+        .arg(file)
+        .output()
+        .unwrap();
     let said = [run.stdout, run.stderr].concat();
-    assert!(run.status.success(), "fsck.erofs: {}", String::from_utf8_lossy(&said));
+    assert!(
+        run.status.success(),
+        "fsck.erofs (of erofs-utils) on an index: {}: {}",
+        run.status,
+        String::from_utf8_lossy(&said)
+    );
+    let dump = Command::new("dump.erofs")
+        .arg(file)
+        .output()
+        .expect("dump.erofs of erofs-utils is needed");
+    let said = String::from_utf8_lossy(&dump.stdout).into_owned();
+    assert!(
+        dump.status.success() && said.contains("sb_csum mtime"),
+        "dump.erofs: {said}"
+    );
 }
 
 /// Writes the index of `builder`, and has it judged by `fsck.erofs` and the kernel.
@@ -67,7 +95,12 @@ pub fn judge(builder: &Builder, kind: ViewKind) {
     fsck(&file);
     let mounted = mount_erofs(&file, &dir.path().join("mnt"));
     let object = |key: ObjectKey| builder.store.object(key);
-    Comparison { tree: &builder.tree, object: &object, overlay: false }.run(&mounted.path);
+    Comparison {
+        tree: &builder.tree,
+        object: &object,
+        overlay: false,
+    }
+    .run(&mounted.path);
 }
 
 /// What to compare, and how to get content.
@@ -83,12 +116,7 @@ impl Comparison<'_> {
     /// Compares every name, type, mode, owner, time, size, link count, target, attribute, device
     /// number and byte.
     pub fn run(&self, root: &Path) {
-        let mut links: HashMap<NodeId, u32> = HashMap::new();
-        for node in &self.tree.nodes {
-            if let Kind::Dir(dir) = &node.kind {
-                dir.entries.values().for_each(|id| *links.entry(*id).or_default() += 1);
-            }
-        }
+        let links = names_of(self.tree);
         let mut inos: HashMap<u64, NodeId> = HashMap::new();
         let mut open = vec![(root.to_path_buf(), Tree::ROOT)];
         while let Some((path, id)) = open.pop() {
@@ -97,15 +125,29 @@ impl Comparison<'_> {
             self.xattrs(&path, node);
             if !self.overlay {
                 let ino = fs::symlink_metadata(&path).unwrap().ino();
-                assert_eq!(*inos.entry(ino).or_insert(id), id, "{}: two nodes, one inode", path.display());
+                assert_eq!(
+                    *inos.entry(ino).or_insert(id),
+                    id,
+                    "{}: two nodes, one inode",
+                    path.display()
+                );
             }
             match &node.kind {
                 Kind::Dir(dir) => {
                     self.names(&path, &dir.entries);
-                    open.extend(dir.entries.iter().map(|(name, id)| (path.join(OsStr::from_bytes(name)), *id)));
+                    open.extend(
+                        dir.entries
+                            .iter()
+                            .map(|(name, id)| (path.join(OsStr::from_bytes(name)), *id)),
+                    );
                 }
                 Kind::Symlink(target) => {
-                    assert_eq!(fs::read_link(&path).unwrap().as_os_str().as_bytes(), &**target, "{}", path.display());
+                    assert_eq!(
+                        fs::read_link(&path).unwrap().as_os_str().as_bytes(),
+                        &**target,
+                        "{}",
+                        path.display()
+                    );
                 }
                 Kind::File(content) => self.content(&path, content),
                 _ => {}
@@ -126,12 +168,27 @@ impl Comparison<'_> {
             Kind::Socket => (0o140_000, Some(0), (0, 0)),
             Kind::Whiteout => (0o020_000, Some(0), (0, 0)),
         };
-        assert_eq!(format!("{:o}", stat.mode()), format!("{:o}", kind | u32::from(node.meta.mode)), "{at}");
-        assert_eq!((stat.uid(), stat.gid()), (node.meta.uid, node.meta.gid), "{at}");
-        assert_eq!((stat.mtime(), stat.mtime_nsec()), (node.meta.mtime.secs, i64::from(node.meta.mtime.nanos)), "{at}");
+        assert_eq!(
+            format!("{:o}", stat.mode()),
+            format!("{:o}", kind | u32::from(node.meta.mode)),
+            "{at}"
+        );
+        assert_eq!(
+            (stat.uid(), stat.gid()),
+            (node.meta.uid, node.meta.gid),
+            "{at}"
+        );
+        assert_eq!(
+            (stat.mtime(), stat.mtime_nsec()),
+            (node.meta.mtime.secs, i64::from(node.meta.mtime.nanos)),
+            "{at}"
+        );
         if let Some(size) = size {
             assert_eq!(stat.size(), size, "{at}");
-            let found = (rustix::fs::major(stat.rdev()), rustix::fs::minor(stat.rdev()));
+            let found = (
+                rustix::fs::major(stat.rdev()),
+                rustix::fs::minor(stat.rdev()),
+            );
             assert_eq!(found, rdev, "{at}");
         }
         if !self.overlay {
@@ -169,7 +226,12 @@ impl Comparison<'_> {
             found.insert(entry.file_name().into_vec(), ());
         }
         for name in entries.keys() {
-            assert!(found.contains_key(&name[..]), "{}/{} is missing", path.display(), name.escape_ascii());
+            assert!(
+                found.contains_key(&name[..]),
+                "{}/{} is missing",
+                path.display(),
+                name.escape_ascii()
+            );
         }
     }
 
@@ -177,7 +239,10 @@ impl Comparison<'_> {
         let mut list = vec![0u8; 64 << 10];
         let len = llistxattr(path, &mut list[..]).unwrap();
         let mut found: BTreeMap<Box<[u8]>, Box<[u8]>> = BTreeMap::new();
-        for name in list[..len].split(|byte| *byte == 0).filter(|name| !name.is_empty()) {
+        for name in list[..len]
+            .split(|byte| *byte == 0)
+            .filter(|name| !name.is_empty())
+        {
             let mut value = vec![0u8; 64 << 10];
             let name_text = CString::new(name).unwrap();
             let len = lgetxattr(path, &*name_text, &mut value[..])
@@ -197,7 +262,10 @@ impl Comparison<'_> {
         let mut checks: Vec<(u64, u64)> = vec![(0, content.size.min(1 << 20))];
         for run in &content.runs {
             let start = run.offset.saturating_sub(4096);
-            checks.push((start, (run.offset + u64::from(run.len) + 4096).min(content.size)));
+            checks.push((
+                start,
+                (run.offset + u64::from(run.len) + 4096).min(content.size),
+            ));
         }
         checks.push((content.size.saturating_sub(8192), content.size));
         for (start, end) in checks {
@@ -209,13 +277,38 @@ impl Comparison<'_> {
                 let from = run.offset.max(start);
                 let to = (run.offset + u64::from(run.len)).min(end);
                 if from < to {
-                    want[(from - start) as usize..(to - start) as usize]
-                        .copy_from_slice(&bytes[(from - run.offset) as usize..(to - run.offset) as usize]);
+                    want[(from - start) as usize..(to - start) as usize].copy_from_slice(
+                        &bytes[(from - run.offset) as usize..(to - run.offset) as usize],
+                    );
                 }
             }
-            assert!(found == want, "{}: bytes {start} to {end} differ", path.display());
+            assert!(
+                found == want,
+                "{}: bytes {start} to {end} differ",
+                path.display()
+            );
         }
         let mut one = [0];
-        assert_eq!(file.read_at(&mut one, content.size).unwrap(), 0, "{}: longer than its size", path.display());
+        assert_eq!(
+            file.read_at(&mut one, content.size).unwrap(),
+            0,
+            "{}: longer than its size",
+            path.display()
+        );
     }
+}
+
+/// How many names each node has, those in directories that nothing names not counted.
+fn names_of(tree: &Tree) -> HashMap<NodeId, u32> {
+    let mut names: HashMap<NodeId, u32> = HashMap::new();
+    let mut open = vec![Tree::ROOT];
+    while let Some(id) = open.pop() {
+        if let Kind::Dir(dir) = &tree.node(id).kind {
+            dir.entries
+                .values()
+                .for_each(|id| *names.entry(*id).or_default() += 1);
+            open.extend(dir.entries.values());
+        }
+    }
+    names
 }

@@ -16,9 +16,15 @@ pub struct Step {
 
 #[derive(Clone, Debug)]
 pub enum What {
-    Dir { opaque: bool },
+    Dir {
+        opaque: bool,
+    },
     /// Blocks: whether there is content, and bytes beyond the last whole one.
-    File { blocks: Vec<bool>, tail: usize, seed: u64 },
+    File {
+        blocks: Vec<bool>,
+        tail: usize,
+        seed: u64,
+    },
     /// A further name for the n-th node that is not a directory.
     Link(usize),
     Symlink(usize),
@@ -39,19 +45,37 @@ pub struct MetaSeed {
 }
 
 /// Few names, so that paths meet; odd ones, so that order and lengths are tried.
-pub const NAMES: [&[u8]; 10] =
-    [b"a", b"b", b"etc", b"!", b"...", b".-", b"\xff\xfe\x01", b" ", &[b'n'; 255], b"a\xcc\x81"];
+pub const NAMES: [&[u8]; 10] = [
+    b"a",
+    b"b",
+    b"etc",
+    b"!",
+    b"...",
+    b".-",
+    b"\xff\xfe\x01",
+    b" ",
+    &[b'n'; 255],
+    b"a\xcc\x81",
+];
 
 pub fn steps(most: usize) -> impl Strategy<Value = Vec<Step>> {
     vec(step(), 0..most)
 }
 
 fn step() -> impl Strategy<Value = Step> {
-    (vec(0..NAMES.len(), 1..5), what(), meta()).prop_map(|(path, what, meta)| Step { path, what, meta })
+    (vec(0..NAMES.len(), 1..5), what(), meta()).prop_map(|(path, what, meta)| Step {
+        path,
+        what,
+        meta,
+    })
 }
 
 fn what() -> impl Strategy<Value = What> {
-    let file = (vec(any::<bool>(), 0..6), select(vec![0, 1, 4095, 17]), 0..8u64);
+    let file = (
+        vec(any::<bool>(), 0..6),
+        select(vec![0, 1, 4095, 17]),
+        0..8u64,
+    );
     prop_oneof![
         4 => prop::bool::weighted(0.2).prop_map(|opaque| What::Dir { opaque }),
         6 => file.prop_map(|(blocks, tail, seed)| What::File { blocks, tail, seed }),
@@ -67,8 +91,20 @@ fn what() -> impl Strategy<Value = What> {
 
 fn meta() -> impl Strategy<Value = MetaSeed> {
     let secs = select(vec![0, 1, -1, -86_400 * 3650, 1_700_000_000, 5_000_000_000]);
-    (0..0o10000u16, select(vec![0, 1000, 65_536, u32::MAX - 3]), secs, 0..1_000_000_000u32, 0..32u8)
-        .prop_map(|(mode, uid, secs, nanos, xattrs)| MetaSeed { mode, uid, secs, nanos, xattrs })
+    (
+        0..0o10000u16,
+        select(vec![0, 1000, 65_536, u32::MAX - 3]),
+        secs,
+        0..1_000_000_000u32,
+        0..32u8,
+    )
+        .prop_map(|(mode, uid, secs, nanos, xattrs)| MetaSeed {
+            mode,
+            uid,
+            secs,
+            nanos,
+            xattrs,
+        })
 }
 
 /// A tree from steps: later ones replace earlier ones, directories on the way are implied.
@@ -90,7 +126,9 @@ pub fn name_all_dirs(builder: &mut Builder) {
 }
 
 fn apply(builder: &mut Builder, step: &Step) {
-    let Some((last, way)) = step.path.split_last() else { return };
+    let Some((last, way)) = step.path.split_last() else {
+        return;
+    };
     let mut parent = Tree::ROOT;
     for name in way {
         let dir = builder.dir_mut(parent);
@@ -98,7 +136,10 @@ fn apply(builder: &mut Builder, step: &Step) {
             Some(id) if matches!(builder.tree.node(id).kind, Kind::Dir(_)) => parent = id,
             Some(_) => return,
             None => {
-                let dir = Dir { implied: true, ..Dir::default() };
+                let dir = Dir {
+                    implied: true,
+                    ..Dir::default()
+                };
                 parent = builder.add(parent, NAMES[*name], super::meta(0o755), Kind::Dir(dir));
             }
         }
@@ -108,13 +149,22 @@ fn apply(builder: &mut Builder, step: &Step) {
     let meta = |is_plain| meta_of(&step.meta, is_plain);
     match &step.what {
         What::Dir { opaque } => {
-            if let Some(id) = there.filter(|id| matches!(builder.tree.node(*id).kind, Kind::Dir(_))) {
+            if let Some(id) = there.filter(|id| matches!(builder.tree.node(*id).kind, Kind::Dir(_)))
+            {
                 builder.tree.nodes[id.0 as usize].meta = meta(true);
                 let dir = builder.dir_mut(id);
                 dir.implied = false;
                 dir.opaque |= *opaque;
             } else {
-                builder.add(parent, name, meta(true), Kind::Dir(Dir { opaque: *opaque, ..Dir::default() }));
+                builder.add(
+                    parent,
+                    name,
+                    meta(true),
+                    Kind::Dir(Dir {
+                        opaque: *opaque,
+                        ..Dir::default()
+                    }),
+                );
             }
         }
         What::File { blocks, tail, seed } => {
@@ -145,7 +195,10 @@ fn apply(builder: &mut Builder, step: &Step) {
 
 fn content(builder: &mut Builder, blocks: &[bool], tail: usize, seed: u64) -> Content {
     let size = blocks.len() * 4096 + tail;
-    let mut content = Content { size: size as u64, runs: Vec::new() };
+    let mut content = Content {
+        size: size as u64,
+        runs: Vec::new(),
+    };
     let mut at = 0;
     for run in blocks.chunk_by(|a, b| a == b) {
         let mut len = run.len() * 4096;
@@ -154,12 +207,20 @@ fn content(builder: &mut Builder, blocks: &[bool], tail: usize, seed: u64) -> Co
         }
         if run[0] {
             let object = builder.store.put(&noise(seed, len));
-            content.runs.push(Run { offset: at as u64, object, len: len as u32 });
+            content.runs.push(Run {
+                offset: at as u64,
+                object,
+                len: len as u32,
+            });
         }
         at += run.len() * 4096;
     }
     if blocks.is_empty() && tail > 0 {
-        content.runs.push(Run { offset: 0, object: builder.store.put(&noise(seed, tail)), len: tail as u32 });
+        content.runs.push(Run {
+            offset: 0,
+            object: builder.store.put(&noise(seed, tail)),
+            len: tail as u32,
+        });
     }
     content
 }
@@ -170,7 +231,10 @@ fn meta_of(seed: &MetaSeed, is_plain: bool) -> Meta {
         mode: seed.mode,
         uid: seed.uid,
         gid: seed.uid ^ 1,
-        mtime: Time { secs: seed.secs, nanos: seed.nanos },
+        mtime: Time {
+            secs: seed.secs,
+            nanos: seed.nanos,
+        },
         ..Meta::default()
     };
     let mut set = |name: &[u8], value: &[u8]| meta.xattrs.insert(name.into(), value.into());
@@ -179,7 +243,10 @@ fn meta_of(seed: &MetaSeed, is_plain: bool) -> Meta {
     }
     if seed.xattrs & 5 == 5 && is_plain {
         set(b"user.empty", b"");
-        set(b"user.long", &noise(2, 3000 + usize::from(seed.xattrs) * 50));
+        set(
+            b"user.long",
+            &noise(2, 3000 + usize::from(seed.xattrs) * 50),
+        );
     }
     if seed.xattrs & 24 == 24 && is_plain {
         set(b"security.capability", CAPABILITY);

@@ -1,6 +1,12 @@
 //! What the index tests share: a sink that keeps objects in memory, a builder for trees, a form of
 //! trees that can be compared, and EROFS files mounted by the kernel.
-#![allow(dead_code, clippy::unwrap_used, clippy::expect_used)]
+#![allow(
+    dead_code,
+    unreachable_pub,
+    missing_docs,
+    clippy::unwrap_used,
+    clippy::expect_used
+)]
 
 #[path = "kernel.rs"]
 pub mod kernel;
@@ -26,26 +32,49 @@ pub struct Store {
 impl Store {
     /// Places one object at the end of the last pack, or of a new one.
     pub fn put(&mut self, bytes: &[u8]) -> ObjectKey {
-        let full = self.packs.last().is_none_or(|pack| pack.len() + bytes.len() > PACK_MAX);
+        let full = self
+            .packs
+            .last()
+            .is_none_or(|pack| pack.len() + bytes.len() > PACK_MAX);
         if full {
             self.packs.push(Vec::new());
-            self.placement.packs.push(PackRef { id: PackId([0; 32]), len: 0 });
+            self.placement.packs.push(PackRef {
+                id: PackId([0; 32]),
+                len: 0,
+            });
         }
         let number = self.packs.len() - 1;
         let pack = &mut self.packs[number];
         let offset = pack.len() as u32;
         pack.extend_from_slice(bytes);
         // Not the real name of a pack, but one that content decides.
-        self.placement.packs[number] = PackRef { id: PackId(*blake3::hash(pack).as_bytes()), len: pack.len() as u32 };
-        self.placement.push(&hash_object(bytes), bytes.len() as u32, number as u32, offset).unwrap()
+        self.placement.packs[number] = PackRef {
+            id: PackId(*blake3::hash(pack).as_bytes()),
+            len: pack.len() as u32,
+        };
+        self.placement
+            .push(
+                &hash_object(bytes),
+                bytes.len() as u32,
+                number as u32,
+                offset,
+            )
+            .unwrap()
     }
 
     /// A file's content from its bytes, as decode would hand it over.
     pub fn content(&mut self, bytes: &[u8]) -> Content {
-        let mut content = Content { size: bytes.len() as u64, runs: Vec::new() };
+        let mut content = Content {
+            size: bytes.len() as u64,
+            runs: Vec::new(),
+        };
         for (number, piece) in bytes.chunks(OBJECT_MAX).enumerate() {
             let object = self.put(piece);
-            content.runs.push(Run { offset: (number * OBJECT_MAX) as u64, object, len: piece.len() as u32 });
+            content.runs.push(Run {
+                offset: (number * OBJECT_MAX) as u64,
+                object,
+                len: piece.len() as u32,
+            });
         }
         content
     }
@@ -103,13 +132,19 @@ impl Builder {
 }
 
 pub fn meta(mode: u16) -> Meta {
-    Meta { mode, ..Meta::default() }
+    Meta {
+        mode,
+        ..Meta::default()
+    }
 }
 
 /// Bytes that differ from place to place and from `seed` to `seed`.
 pub fn noise(seed: u64, len: usize) -> Vec<u8> {
     let mut out = vec![0; len];
-    blake3::Hasher::new().update(&seed.to_le_bytes()).finalize_xof().fill(&mut out);
+    blake3::Hasher::new()
+        .update(&seed.to_le_bytes())
+        .finalize_xof()
+        .fill(&mut out);
     out
 }
 
@@ -128,8 +163,14 @@ pub struct FlatNode {
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum FlatKind {
-    Dir { opaque: bool, implied: bool },
-    File { size: u64, runs: Vec<(u64, [u8; 32])> },
+    Dir {
+        opaque: bool,
+        implied: bool,
+    },
+    File {
+        size: u64,
+        runs: Vec<(u64, [u8; 32])>,
+    },
     Other(Kind),
 }
 
@@ -147,17 +188,31 @@ pub fn flat(tree: &Tree, placement: &Placement) -> Flat {
                     links += u32::from(matches!(tree.node(*child).kind, Kind::Dir(_)));
                     paths.push(([&path[..], b"/", name].concat(), *child));
                 }
-                FlatKind::Dir { opaque: dir.opaque, implied: dir.implied }
+                FlatKind::Dir {
+                    opaque: dir.opaque,
+                    implied: dir.implied,
+                }
             }
             Kind::File(content) => {
                 let name = |run: &Run| (run.offset, placement.objects[run.object.0 as usize].id.0);
-                FlatKind::File { size: content.size, runs: content.runs.iter().map(name).collect() }
+                FlatKind::File {
+                    size: content.size,
+                    runs: content.runs.iter().map(name).collect(),
+                }
             }
             // overlayfs knows no difference, and the index none either.
             Kind::Char(0, 0) => FlatKind::Other(Kind::Whiteout),
             other => FlatKind::Other(other.clone()),
         };
-        flat.insert(path.clone(), FlatNode { meta: node.meta.clone(), kind, same_as: Vec::new(), links });
+        flat.insert(
+            path.clone(),
+            FlatNode {
+                meta: node.meta.clone(),
+                kind,
+                same_as: Vec::new(),
+                links,
+            },
+        );
         ids.insert(path, id);
     }
     let mut firsts: BTreeMap<NodeId, (Vec<u8>, u32)> = BTreeMap::new();
@@ -177,7 +232,13 @@ pub fn flat(tree: &Tree, placement: &Placement) -> Flat {
 /// The content of every object by name, for placements that came back from an index.
 pub fn objects(store: &Store) -> BTreeMap<[u8; 32], &[u8]> {
     let keys = 0..store.placement.objects.len() as u32;
-    keys.map(|key| (store.placement.objects[key as usize].id.0, store.object(ObjectKey(key)))).collect()
+    keys.map(|key| {
+        (
+            store.placement.objects[key as usize].id.0,
+            store.object(ObjectKey(key)),
+        )
+    })
+    .collect()
 }
 
 /// The EROFS file of an index, as a node would serve it: metadata from the index, and content
