@@ -54,7 +54,9 @@ pub use reserve::Reserving;
 pub use stage::{IndexUpload, LayerUpload};
 
 use crate::{
+    clock::Clock,
     error::Error,
+    failpoint::Failpoints,
     space::{Book, Space},
     store::{Counter, Store, Sync},
 };
@@ -65,12 +67,21 @@ use state::State;
 #[derive(Clone, Copy, Debug)]
 struct Around(&'static str, &'static str);
 
+/// What an engine was given, but for the policy, which is behind the lock.
+#[derive(Debug)]
+struct Settings {
+    clock: Arc<dyn Clock>,
+    timing: Timing,
+    failpoints: Failpoints,
+    replicas: u32,
+}
+
 /// The daemon without its sockets.
 #[derive(Debug)]
 pub struct Engine {
     store: Store,
     state: Mutex<State>,
-    options: Options,
+    options: Settings,
     /// Newest generation of the catalogue.
     changed: watch::Sender<u64>,
     /// Told whenever space became free.
@@ -86,11 +97,12 @@ impl Engine {
     /// # Errors
     /// [`Error::Refused`] when another process has it, a newer version wrote it, or its books
     /// cannot be.
-    pub fn open(folder: &Path, mut options: Options) -> Result<Arc<Self>, Error> {
+    pub fn open(folder: &Path, options: Options) -> Result<Arc<Self>, Error> {
         let (store, mut writer) = Store::open(folder)?;
         let boot = writer.transaction(Sync::Full, |tx| tx.bump(Counter::Boot, 1))?;
+        let Options { clock, timing, failpoints, policy, replicas } = options;
+        let options = Settings { clock, timing, failpoints, replicas };
         let now_ms = options.clock.now_ms();
-        let policy = std::mem::replace(&mut options.policy, Box::new(crate::policy::Lru::new()));
         let read = writer.read();
         let (generation, freed) = (
             read.counter(Counter::Generation)?,
