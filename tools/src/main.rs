@@ -1,1 +1,8 @@
-fn main() {}
+//! `harbour`: one binary, many subcommands. See `harbour --help`.
+#![forbid(unsafe_code)]
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    harbour::main()
+}

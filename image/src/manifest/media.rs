@@ -27,16 +27,7 @@ pub const MANIFEST_ACCEPT: &str = "application/vnd.oci.image.index.v1+json, \
 
 const SCHEMA1: &str = "application/vnd.docker.distribution.manifest.v1";
 
-/// How the tar stream of a layer is compressed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Compression {
-    /// Not at all.
-    None,
-    /// Gzip, one or many members.
-    Gzip,
-    /// Zstandard, one or many frames.
-    Zstd,
-}
+pub use crate::decode::Compression;
 
 /// Why a layer's media type cannot be unpacked.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]

@@ -1,0 +1,207 @@
+//! The command line.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+use crate::config;
+
+/// Unpacks container images once, keeps them in memory that hosts lend, and serves them as
+/// directories.
+#[derive(Debug, Parser)]
+#[command(
+    name = "harbour",
+    version,
+    propagate_version = true,
+    max_term_width = 100,
+    after_help = "Start here:\n  harbour up -d              metad, a donor and the mount on this host\n  \
+        harbour pull debian:12     fetch and unpack an image into the pool\n  \
+        ls /harbour/images         the tree\n  harbour down               stop\n\n\
+        Exit codes: 0 done, 1 failed, 2 usage, 3 not found, 4 a daemon does not answer, 5 refused\n\
+        (bad digest, manifest, layer), 6 no space, 130 interrupted.\n\
+        Configuration: /etc/harbour/harbour.toml; every long flag is a key there."
+)]
+pub struct Cli {
+    /// Places.
+    #[command(flatten)]
+    pub paths: config::Paths,
+    /// Configuration file [default: /etc/harbour/harbour.toml when it exists]
+    #[arg(long, global = true, value_name = "FILE", env = "HARBOUR_CONFIG")]
+    pub config: Option<PathBuf>,
+    /// Say more; twice for debugging
+    #[arg(short, long, global = true, action = clap::ArgAction::Count)]
+    pub verbose: u8,
+    /// Subcommand.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// Subcommands.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Run metad, a donor and the mount on this host
+    Up(Up),
+    /// Stop what `up` started
+    Down(Down),
+    /// Fetch an image and unpack it into the pool
+    Pull(Pull),
+    /// List images
+    Images(Listing),
+    /// List layers
+    Layers(Listing),
+    /// Take images out of the catalogue
+    Rm(Rm),
+    /// Show what runs, what is stored and how full the pool is
+    Status(Listing),
+    /// Tell where the bytes of a file under the mount come from
+    Why(Why),
+    /// Check this host and say what is wrong and how to mend it
+    Doctor(Listing),
+    /// Lend memory of this host to the pool
+    Donor(DonorArgs),
+    /// List donors
+    Donors(Listing),
+    /// Run the metadata daemon
+    Metad(MetadArgs),
+    /// Mount the images on this host
+    Node(NodeArgs),
+    /// Print a completion script for a shell
+    Completions {
+        /// Shell.
+        shell: clap_complete::Shell,
+    },
+    /// Write manual pages, one for each subcommand
+    Man {
+        /// Directory to write them to.
+        dir: PathBuf,
+    },
+}
+
+/// `harbour up`
+#[derive(Debug, Args)]
+pub struct Up {
+    /// Go to the background once the mount serves
+    #[arg(short, long)]
+    pub detach: bool,
+    /// Longest time to wait until the mount serves, in seconds
+    #[arg(long, default_value_t = 30, value_name = "SECONDS")]
+    pub wait_s: u64,
+    /// Keys of the metadata daemon.
+    #[command(flatten)]
+    pub metad: config::Metad,
+    /// Keys of the donor.
+    #[command(flatten)]
+    pub donor: config::Donor,
+    /// Keys of the node.
+    #[command(flatten)]
+    pub node: config::Node,
+}
+
+/// `harbour down`
+#[derive(Debug, Args)]
+pub struct Down {
+    /// Do not wait for open files: detach the mounts and end the processes
+    #[arg(long)]
+    pub force: bool,
+    /// Longest time to wait, in seconds
+    #[arg(long, default_value_t = 20, value_name = "SECONDS")]
+    pub wait_s: u64,
+}
+
+/// When a progress display is shown.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Progress {
+    /// Bars on a terminal, lines elsewhere.
+    Auto,
+    /// Plain lines.
+    Plain,
+    /// Nothing.
+    None,
+}
+
+/// `harbour pull`
+#[derive(Debug, Args)]
+#[command(
+    after_help = "Images: debian:12, registry.example.org/team/app@sha256:…, \
+    oci:DIR[:TAG], oci-archive:FILE[:TAG], docker-archive:FILE[:REF], or the path of such a file or directory."
+)]
+pub struct Pull {
+    /// Images to fetch
+    #[arg(required = true, value_name = "IMAGE")]
+    pub images: Vec<String>,
+    /// Accept plain HTTP and unknown certificates from the registry
+    #[arg(long)]
+    pub insecure: bool,
+    /// How progress is shown
+    #[arg(long, value_enum, default_value_t = Progress::Auto)]
+    pub progress: Progress,
+    /// Print a JSON report
+    #[arg(long)]
+    pub json: bool,
+    /// Keys of pulls.
+    #[command(flatten)]
+    pub keys: config::Pull,
+}
+
+/// A listing.
+#[derive(Debug, Args)]
+pub struct Listing {
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// `harbour rm`
+#[derive(Debug, Args)]
+pub struct Rm {
+    /// Images to take away
+    #[arg(required = true, value_name = "IMAGE")]
+    pub images: Vec<String>,
+    /// Print a JSON report
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// `harbour why`
+#[derive(Debug, Args)]
+pub struct Why {
+    /// Files below the mount or a fast view
+    #[arg(required = true, value_name = "PATH")]
+    pub paths: Vec<PathBuf>,
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// `harbour donor`
+#[derive(Debug, Args)]
+pub struct DonorArgs {
+    /// Keys of the donor.
+    #[command(flatten)]
+    pub keys: config::Donor,
+    /// End when the parent ends.
+    #[arg(long, hide = true)]
+    pub supervised: bool,
+}
+
+/// `harbour metad`
+#[derive(Debug, Args)]
+pub struct MetadArgs {
+    /// Keys of the metadata daemon.
+    #[command(flatten)]
+    pub keys: config::Metad,
+    /// End when the parent ends.
+    #[arg(long, hide = true)]
+    pub supervised: bool,
+}
+
+/// `harbour node`
+#[derive(Debug, Args)]
+pub struct NodeArgs {
+    /// Keys of the node.
+    #[command(flatten)]
+    pub keys: config::Node,
+    /// End when the parent ends.
+    #[arg(long, hide = true)]
+    pub supervised: bool,
+}

@@ -1,0 +1,153 @@
+//! One file per subcommand, and what they share.
+
+mod daemon;
+mod doctor;
+mod donor;
+mod list;
+mod metad;
+mod node;
+mod pull;
+mod remove;
+mod status;
+mod up;
+mod why;
+
+use std::{io::IsTerminal as _, process::ExitCode, time::Duration};
+
+use anyhow::Context as _;
+use clap::CommandFactory as _;
+use harbour_metad_client::{Client, Endpoint};
+
+use crate::{
+    cli::{Cli, Command},
+    config::{File, Places},
+    failure::{self, Code},
+    output,
+    stop::Stop,
+};
+
+/// What every subcommand gets.
+pub struct Context {
+    /// Resolved places.
+    pub places: Places,
+    /// The configuration file's content.
+    pub file: File,
+    /// The file itself, for child processes.
+    pub config: Option<std::path::PathBuf>,
+    /// How often `-v` was given.
+    pub verbose: u8,
+}
+
+/// Runs the subcommand.
+pub fn run(cli: Cli) -> anyhow::Result<ExitCode> {
+    match &cli.command {
+        Command::Completions { shell } => {
+            let mut script = Vec::new();
+            clap_complete::generate(*shell, &mut Cli::command(), "harbour", &mut script);
+            output::say(&String::from_utf8_lossy(&script))?;
+            return Ok(ExitCode::SUCCESS);
+        }
+        Command::Man { dir } => {
+            std::fs::create_dir_all(dir)
+                .with_context(|| format!("cannot create {}", dir.display()))?;
+            clap_mangen::generate_to(Cli::command(), dir)
+                .with_context(|| format!("cannot write manual pages to {}", dir.display()))?;
+            return Ok(ExitCode::SUCCESS);
+        }
+        _ => {}
+    }
+    let file = File::load(cli.config.as_deref())?;
+    let places = Places::new(cli.paths.over(file.paths()))?;
+    let context = Context {
+        places,
+        file,
+        config: cli.config,
+        verbose: cli.verbose,
+    };
+    start_log(&cli.command, cli.verbose);
+    match cli.command {
+        Command::Up(args) => up::up(&context, args),
+        Command::Down(args) => up::down(&context, &args),
+        Command::Pull(args) => pull::run(&context, args),
+        Command::Images(args) => list::images(&context, &args),
+        Command::Layers(args) => list::layers(&context, &args),
+        Command::Donors(args) => list::donors(&context, &args),
+        Command::Rm(args) => remove::run(&context, &args),
+        Command::Status(args) => status::run(&context, &args),
+        Command::Why(args) => why::run(&context, &args),
+        Command::Doctor(args) => doctor::run(&context, &args),
+        Command::Donor(args) => donor::run(&context, args),
+        Command::Metad(args) => metad::run(&context, args),
+        Command::Node(args) => node::run(&context, args),
+        Command::Completions { .. } | Command::Man { .. } => Ok(ExitCode::SUCCESS),
+    }
+}
+
+/// Logs go to standard error; daemons say what they do, other subcommands only what is wrong.
+fn start_log(command: &Command, verbose: u8) {
+    let daemon = matches!(
+        command,
+        Command::Up(_) | Command::Donor(_) | Command::Metad(_) | Command::Node(_)
+    );
+    let level = match (verbose, daemon) {
+        (0, false) => "warn",
+        (0, true) => "info",
+        (1, _) => "debug",
+        _ => "trace",
+    };
+    let filter = tracing_subscriber::EnvFilter::try_from_env("HARBOUR_LOG").unwrap_or_else(|_| {
+        tracing_subscriber::EnvFilter::new(format!("{level},h2=warn,hyper=warn,tower=warn"))
+    });
+    let _ = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .with_ansi(std::io::stderr().is_terminal())
+        .with_target(false)
+        .try_init();
+}
+
+impl Context {
+    /// A runtime for the client side: a thread for the channel, one for the rest.
+    pub fn runtime(&self) -> anyhow::Result<tokio::runtime::Runtime> {
+        tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(2)
+            .enable_all()
+            .build()
+            .context("cannot start the runtime")
+    }
+
+    /// Where metad is.
+    pub fn endpoint(&self) -> anyhow::Result<Endpoint> {
+        self.places.metad.parse().map_err(|error| {
+            failure::failure(
+                Code::Usage,
+                format!(
+                    "{:?} is not an address of metad: {error}",
+                    self.places.metad
+                ),
+                "write unix:/PATH or http://HOST:PORT",
+            )
+        })
+    }
+
+    /// A connected client. Fails at once, with a next step, when metad is not there.
+    pub async fn client(&self) -> anyhow::Result<Client> {
+        Ok(Client::connect(&self.endpoint()?, Duration::from_secs(10)).await?)
+    }
+
+    /// A client for a daemon, which outlives metad: it asks again until metad is there.
+    pub async fn patient_client(&self, stop: &Stop) -> anyhow::Result<Option<Client>> {
+        let endpoint = self.endpoint()?;
+        let mut pause = Duration::from_millis(20);
+        loop {
+            match Client::connect(&endpoint, Duration::from_secs(10)).await {
+                Ok(client) => return Ok(Some(client)),
+                Err(error) => tracing::debug!(%error, "metad is not there yet"),
+            }
+            if stop.within(pause).await {
+                return Ok(None);
+            }
+            pause = (pause * 2).min(Duration::from_secs(2));
+        }
+    }
+}

@@ -1,0 +1,113 @@
+//! `harbour donor`: memory of this host for the pool.
+
+use std::{process::ExitCode, time::Duration};
+
+use harbour_metad_client::{Client, Error as ClientError, v1};
+use harbour_pool::{
+    HugePages,
+    donor::{DonorConfig, DonorServer},
+};
+
+use super::{Context, daemon};
+use crate::{cli::DonorArgs, config, size::Size, stop::Stop};
+
+/// How long metad may take for a heartbeat before it is asked again.
+const RETRY: Duration = Duration::from_millis(250);
+
+pub(super) fn run(context: &Context, args: DonorArgs) -> anyhow::Result<ExitCode> {
+    daemon::follow_parent(args.supervised)?;
+    context.places.create()?;
+    let _pid = daemon::PidFile::take(context, "donor")?;
+    let keys = args.keys.over(context.file.donor.clone());
+    let lend = keys.lend_bytes()?;
+    let name = keys.donor_name.clone().unwrap_or_else(config::host_name);
+    let huge = match keys.huge_pages.unwrap_or(config::HugePages::Auto) {
+        config::HugePages::Auto => HugePages::Auto,
+        config::HugePages::Never => HugePages::Never,
+        config::HugePages::Require => HugePages::Require,
+    };
+    let socket = context.places.donor_socket();
+    let server = DonorServer::start(DonorConfig {
+        huge,
+        ..DonorConfig::new(&name, &socket, lend)
+    })?;
+    let donor = v1::Donor {
+        name: name.clone(),
+        epoch: server.epoch(),
+        addresses: vec![server.address()],
+        regions: server
+            .regions()
+            .iter()
+            .map(|region| v1::Region {
+                id: region.id.0,
+                len: region.len,
+                huge_pages: region.huge_pages,
+            })
+            .collect(),
+        ..v1::Donor::default()
+    };
+    tracing::info!(name, lend = %Size(lend), epoch = format!("{:016x}", server.epoch()), "lending memory");
+    context.runtime()?.block_on(async {
+        let stop = Stop::on_signals()?;
+        let Some(client) = context.patient_client(&stop).await? else {
+            return Ok(());
+        };
+        keep_lease(&client, &donor, &stop).await;
+        anyhow::Ok(())
+    })?;
+    drop(server);
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Registers, renews, and registers again whenever metad has forgotten us; leaves at the end.
+async fn keep_lease(client: &Client, donor: &v1::Donor, stop: &Stop) {
+    let mut id = None;
+    loop {
+        let answer = match id {
+            None => {
+                client
+                    .register_donor(v1::RegisterDonorRequest {
+                        donor: Some(donor.clone()),
+                    })
+                    .await
+            }
+            Some(id) => {
+                let reference = Some(v1::DonorRef {
+                    id,
+                    epoch: donor.epoch,
+                });
+                client
+                    .donor_heartbeat(v1::DonorHeartbeat { donor: reference })
+                    .await
+            }
+        };
+        let pause = match answer {
+            Ok(lease) => {
+                if id.replace(lease.id).is_none() {
+                    tracing::info!(donor = lease.id, "registered with metad");
+                }
+                Duration::from_millis(u64::from(lease.lease_ms) / 3).max(Duration::from_millis(50))
+            }
+            Err(error) => {
+                if !matches!(
+                    error,
+                    ClientError::Unavailable { .. } | ClientError::Deadline { .. }
+                ) {
+                    tracing::warn!(%error, "metad does not take this donor; asking again");
+                    id = None;
+                }
+                RETRY
+            }
+        };
+        if stop.within(pause).await {
+            break;
+        }
+    }
+    if let Some(id) = id {
+        let leaving = client.donor_leave(v1::DonorRef {
+            id,
+            epoch: donor.epoch,
+        });
+        let _ = tokio::time::timeout(Duration::from_secs(2), leaving).await;
+    }
+}

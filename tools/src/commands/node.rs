@@ -1,0 +1,207 @@
+//! `harbour node`: the mount of one host.
+
+use std::{
+    process::ExitCode,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use anyhow::Context as _;
+use harbour_fs::{
+    Config, Fs,
+    session::{self, MountConfig, Unmount},
+};
+use harbour_metad_client::{Client, v1};
+use harbour_pool::transport::Access;
+use tokio::runtime::Handle;
+
+use super::{Context, daemon};
+use crate::{
+    cli::NodeArgs,
+    config,
+    ingest::options,
+    link::Link,
+    node::{
+        catalogue::{Reads, Remote, send_reports},
+        refill::Refiller,
+        session::{Page, Shown, keep_lease},
+        views::{FastViews, Keeper},
+    },
+    stop::Stop,
+};
+
+/// How often the page is brought up to date.
+const PAGE_EVERY: Duration = Duration::from_millis(100);
+
+pub(super) fn run(context: &Context, args: NodeArgs) -> anyhow::Result<ExitCode> {
+    daemon::follow_parent(args.supervised)?;
+    context.places.create()?;
+    let _pid = daemon::PidFile::take(context, "node")?;
+    let keys = args.keys.over(context.file.node.clone());
+    let runtime = context.runtime()?;
+    let handle = runtime.handle().clone();
+    let stop = runtime.block_on(async { Stop::on_signals() })?;
+    let Some(client) = runtime.block_on(context.patient_client(&stop))? else {
+        return Ok(ExitCode::SUCCESS);
+    };
+    let link = Arc::new(Link::new(Access::Read));
+    let (remote, reports) = Remote::new(client.clone(), Arc::clone(&link), handle.clone());
+    runtime.block_on(first_snapshot(&remote, &stop))?;
+    let fs = file_system(context, &keys, &client, link, &remote, &handle)?;
+    let mounted = mount(context, &keys, &fs)?;
+    {
+        let (client, handle) = (client.clone(), handle.clone());
+        std::thread::Builder::new()
+            .name("reports".into())
+            .spawn(move || send_reports(&client, &handle, &reports))?;
+    }
+    let (views, fast_view) = fast_views(context, &keys);
+    let keeper = views
+        .as_ref()
+        .map(|views| Keeper::start(Arc::clone(views)))
+        .transpose()?;
+    let mounted = Arc::new(mounted);
+    let invalidate = {
+        let mounted = Arc::clone(&mounted);
+        Box::new(move |changes: harbour_fs::Changes| mounted.invalidate(&changes))
+    };
+    let shown = Shown {
+        remote,
+        fs: Arc::clone(&fs),
+        invalidate,
+        keeper,
+        fast_view,
+        places: context.places.clone(),
+    };
+    let name = keys
+        .node_name
+        .clone()
+        .unwrap_or_else(|| format!("{}:{}", config::host_name(), context.places.mount.display()));
+    tracing::info!(name, mount = %context.places.mount.display(), fast_view = shown.fast_view, "serving");
+    runtime.block_on(async {
+        tokio::join!(
+            keep_lease(&client, &name, &shown.remote, &fs, &stop),
+            shown.follow(&client, &stop),
+            keep_page(context, &shown, views.as_deref(), &client, &stop),
+        )
+    });
+    tracing::info!("unmounting");
+    if let Some(keeper) = shown.keeper {
+        keeper.stop();
+    }
+    if mounted.unmount(Unmount::Plain).is_err() {
+        // Somebody has files open: the mount goes out of sight, and ends with its last user.
+        mounted.unmount(Unmount::Lazy)?;
+    }
+    runtime.shutdown_timeout(Duration::from_millis(500));
+    Ok(ExitCode::SUCCESS)
+}
+
+/// The catalogue must be known once before anything is shown.
+async fn first_snapshot(remote: &Remote, stop: &Stop) -> anyhow::Result<()> {
+    while let Err(error) = remote.refresh().await {
+        tracing::info!(%error, "waiting for metad's catalogue");
+        anyhow::ensure!(
+            !stop.within(Duration::from_millis(250)).await,
+            "stopped while waiting for metad"
+        );
+    }
+    Ok(())
+}
+
+fn file_system(
+    context: &Context,
+    keys: &config::Node,
+    client: &Client,
+    link: Arc<Link>,
+    remote: &Arc<Remote>,
+    handle: &Handle,
+) -> anyhow::Result<Arc<Fs>> {
+    let verify = !keys.unsafe_no_verify.unwrap_or(false);
+    if !verify {
+        tracing::warn!("digests are NOT checked: for benchmarks only");
+    }
+    let config = Config {
+        deadline: keys.read_deadline(),
+        verify,
+        ..Config::default()
+    };
+    let pull_options = Arc::new(options::options(
+        &config::Pull::default(),
+        &context.file,
+        false,
+    )?);
+    let writing = Arc::new(Link::new(Access::ReadWrite));
+    let refiller = Arc::new(Refiller::new(
+        client.clone(),
+        writing,
+        handle.clone(),
+        pull_options,
+    ));
+    Ok(Fs::new(
+        config,
+        Arc::clone(remote) as _,
+        Arc::new(Reads(link)),
+        refiller,
+    ))
+}
+
+fn mount(context: &Context, keys: &config::Node, fs: &Arc<Fs>) -> anyhow::Result<session::Mounted> {
+    crate::node::views::detach_all(&context.places);
+    let path = &context.places.mount;
+    std::fs::create_dir_all(path).with_context(|| format!("cannot create {}", path.display()))?;
+    let config = MountConfig {
+        threads: keys.threads(),
+        ..MountConfig::new(path)
+    };
+    session::mount(Arc::clone(fs), &config)
+        .with_context(|| format!("cannot mount {}", path.display()))
+}
+
+/// The fast views of this host, and in words whether there are any.
+fn fast_views(context: &Context, keys: &config::Node) -> (Option<Arc<FastViews>>, String) {
+    if keys.fast_view == Some(config::FastView::Off) {
+        return (None, "off, by configuration".to_owned());
+    }
+    match FastViews::new(&context.places) {
+        Ok(views) => {
+            let text = format!("on, below {}", context.places.views().display());
+            (Some(Arc::new(views)), text)
+        }
+        Err(error) => (None, format!("off: {error}")),
+    }
+}
+
+/// Keeps the page in step: ready when the mount serves and a donor is there.
+async fn keep_page(
+    context: &Context,
+    shown: &Shown,
+    views: Option<&FastViews>,
+    client: &Client,
+    stop: &Stop,
+) {
+    let page = Page::new(&context.places);
+    let mut ready = false;
+    let mut asked = Instant::now() - Duration::from_secs(1);
+    loop {
+        if !ready && asked.elapsed() > Duration::from_millis(20) {
+            asked = Instant::now();
+            let donors = client.list_donors(v1::ListDonorsRequest {}).await;
+            ready = donors.is_ok_and(|reply| reply.donors.iter().any(|donor| donor.live));
+        }
+        let names = views.map(FastViews::mounted).unwrap_or_default();
+        if let Err(error) = page.write(ready, &shown.fast_view, &names) {
+            tracing::debug!(%error, "the page cannot be written");
+        }
+        if stop
+            .within(if ready {
+                PAGE_EVERY
+            } else {
+                Duration::from_millis(20)
+            })
+            .await
+        {
+            return;
+        }
+    }
+}

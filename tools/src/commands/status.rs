@@ -1,0 +1,167 @@
+//! `harbour status`
+
+use std::{process::ExitCode, time::Duration};
+
+use harbour_metad_client::v1;
+use serde_json::{Value, json};
+
+use super::{Context, daemon, list};
+use crate::{bounded, cli::Listing, output, size::Size};
+
+/// A mount that does not answer in this time is reported as hung.
+const MOUNT_LIMIT: Duration = Duration::from_secs(2);
+
+pub(super) fn run(context: &Context, args: &Listing) -> anyhow::Result<ExitCode> {
+    let answers = context.runtime()?.block_on(async {
+        let client = context.client().await?;
+        anyhow::Ok((
+            client.status(v1::StatusRequest {}).await?,
+            client.list_donors(v1::ListDonorsRequest {}).await?.donors,
+        ))
+    });
+    let node = node_status(context);
+    let running: Vec<&str> = ["up", "metad", "donor", "node"]
+        .into_iter()
+        .filter(|what| daemon::holder(context, what).is_some())
+        .collect();
+    let (status, donors) = match answers {
+        Ok(answers) => answers,
+        Err(error) => {
+            if args.json {
+                output::json(&json!({ "running": running, "node": node, "metad": Value::Null }))?;
+            } else {
+                output::say(&format!("running here: {}\n", words(&running)))?;
+            }
+            return Err(error);
+        }
+    };
+    if args.json {
+        output::json(&json!({
+            "running": running,
+            "metad": metad_json(&status),
+            "donors": donors.iter().map(list::donor_json).collect::<Vec<_>>(),
+            "node": node,
+        }))?;
+        return Ok(ExitCode::SUCCESS);
+    }
+    print(context, &running, &status, &donors, &node)?;
+    Ok(ExitCode::SUCCESS)
+}
+
+fn words(running: &[&str]) -> String {
+    if running.is_empty() {
+        "nothing".to_owned()
+    } else {
+        running.join(", ")
+    }
+}
+
+fn metad_json(status: &v1::StatusReply) -> Value {
+    json!({
+        "version": status.version, "uptime_ms": status.uptime_ms, "policy": status.policy,
+        "lent_bytes": status.lent_bytes, "used_bytes": status.used_bytes,
+        "reserved_bytes": status.reserved_bytes, "quarantined_bytes": status.quarantined_bytes,
+        "free_bytes": free(status),
+        "images": status.images, "layers": status.layers, "objects": status.objects, "packs": status.packs,
+        "logical_bytes": status.logical_bytes, "evictions": status.evictions,
+        "database_bytes": status.database_bytes,
+        "pulls": status.pulls.iter().map(|pull| json!({
+            "pull": pull.pull, "what": pull.what, "host": pull.host, "pid": pull.pid,
+            "reserved_bytes": pull.reserved_bytes, "expires_ms": pull.expires_ms,
+        })).collect::<Vec<_>>(),
+        "nodes": status.nodes.iter().map(|node| json!({
+            "node": node.node, "name": node.name, "heard_ms_ago": node.heard_ms_ago,
+            "acknowledged_generation": node.acknowledged_generation, "held": node.held,
+        })).collect::<Vec<_>>(),
+    })
+}
+
+fn free(status: &v1::StatusReply) -> u64 {
+    status
+        .lent_bytes
+        .saturating_sub(status.used_bytes)
+        .saturating_sub(status.reserved_bytes)
+        .saturating_sub(status.quarantined_bytes)
+}
+
+/// What the node on this host says, in its page and through its mount, without ever hanging on it.
+pub(super) fn node_status(context: &Context) -> Value {
+    let path = context.places.mount.join(".status/status.json");
+    let mut page: Value = std::fs::read(crate::node::session::path(&context.places))
+        .ok()
+        .and_then(|text| serde_json::from_slice(&text).ok())
+        .unwrap_or_else(|| json!({}));
+    let (mounted, hung, counters) = match bounded::within(MOUNT_LIMIT, move || std::fs::read(path))
+    {
+        None => (true, true, Value::Null),
+        Some(Err(_)) => (false, false, Value::Null),
+        Some(Ok(text)) => (
+            true,
+            false,
+            serde_json::from_slice(&text).unwrap_or(Value::Null),
+        ),
+    };
+    page["mounted"] = json!(mounted);
+    page["hung"] = json!(hung);
+    page["counters"] = counters;
+    page["ready"] = json!(mounted && !hung && page["ready"].as_bool() == Some(true));
+    page
+}
+
+fn print(
+    context: &Context,
+    running: &[&str],
+    status: &v1::StatusReply,
+    donors: &[v1::Donor],
+    node: &Value,
+) -> anyhow::Result<()> {
+    let mut text = format!("running here  {}\n", words(running));
+    text += &format!(
+        "pool          {} lent by {} donors; {} used, {} reserved, {} waiting for readers, {} free\n",
+        Size(status.lent_bytes),
+        donors.iter().filter(|d| d.live).count(),
+        Size(status.used_bytes),
+        Size(status.reserved_bytes),
+        Size(status.quarantined_bytes),
+        Size(free(status)),
+    );
+    let ratio = if status.used_bytes == 0 {
+        1.0
+    } else {
+        status.logical_bytes as f64 / status.used_bytes as f64
+    };
+    text += &format!(
+        "catalogue     {} images, {} layers, {} objects in {} packs; de-duplication {ratio:.2}\n",
+        status.images, status.layers, status.objects, status.packs
+    );
+    text += &format!(
+        "policy        {}, {} evictions\n",
+        status.policy, status.evictions
+    );
+    for pull in &status.pulls {
+        text += &format!(
+            "pull          {} by {} (process {}), {} reserved\n",
+            pull.what,
+            pull.host,
+            pull.pid,
+            Size(pull.reserved_bytes)
+        );
+    }
+    for reader in &status.nodes {
+        text += &format!(
+            "node          {}, heard {} ms ago, holds {} views\n",
+            reader.name, reader.heard_ms_ago, reader.held
+        );
+    }
+    let mount = context.places.mount.display();
+    text += &match (node["hung"].as_bool(), node["mounted"].as_bool()) {
+        (Some(true), _) => format!("mount         {mount} does not answer: see harbour doctor\n"),
+        (_, Some(false)) => format!("mount         {mount} is not mounted on this host\n"),
+        _ => format!("mount         {mount}\n"),
+    };
+    if let Some(fast) = node["fast_view"].as_str() {
+        text += &format!("fast view     {fast}\n");
+    }
+    output::say(&output::printable(&text))?;
+    Ok(())
+}

@@ -1,0 +1,371 @@
+//! Configuration: one list of keys, read from TOML and from the command line.
+//!
+//! Each section below is at once a table of `harbour.toml` and a set of flags, so that no key can
+//! exist in one and not in the other. A flag wins over the file, the file over the default.
+//! Unknown keys are errors: a misspelt key that is silently ignored costs a user an evening.
+
+use std::{
+    collections::BTreeMap,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use anyhow::Context as _;
+use clap::Args;
+use serde::Deserialize;
+
+use crate::{failure, size::Size};
+
+/// Where a configuration file is looked for when none is named.
+pub const DEFAULT_FILE: &str = "/etc/harbour/harbour.toml";
+
+/// Declares a section: every key optional in the file and on the command line.
+macro_rules! section {
+    ($(#[$outer:meta])* $name:ident { $($(#[$inner:meta])* $key:ident: $type:ty,)* }) => {
+        $(#[$outer])*
+        #[derive(Clone, Debug, Default, Args, Deserialize)]
+        #[serde(deny_unknown_fields, rename_all = "snake_case")]
+        pub struct $name { $($(#[$inner])* pub $key: Option<$type>,)* }
+
+        impl $name {
+            /// These values where they are set, `below`'s elsewhere.
+            pub fn over(self, below: Self) -> Self {
+                Self { $($key: self.$key.or(below.$key),)* }
+            }
+        }
+    };
+}
+
+section! {
+    /// Places that every subcommand needs.
+    Paths {
+        /// Data that survives a restart [default: /var/lib/harbour]
+        #[arg(long, global = true, value_name = "DIR", env = "HARBOUR_STATE_DIR")]
+        state_dir: PathBuf,
+        /// Sockets, pid files and fast views [default: /run/harbour]
+        #[arg(long, global = true, value_name = "DIR", env = "HARBOUR_RUN_DIR")]
+        run_dir: PathBuf,
+        /// Where the images appear [default: /harbour]
+        #[arg(long, global = true, value_name = "DIR", env = "HARBOUR_MOUNT")]
+        mount: PathBuf,
+        /// Metadata daemon: unix:/PATH or http://HOST:PORT [default: unix:RUN_DIR/metad.sock]
+        #[arg(long, global = true, value_name = "URL", env = "HARBOUR_METAD")]
+        metad: String,
+    }
+}
+
+section! {
+    /// The metadata daemon's keys.
+    Metad {
+        /// Also answer gRPC on this TCP address, like 127.0.0.1:7480 or [::1]:7480
+        #[arg(long, value_name = "ADDR")]
+        listen: std::net::SocketAddr,
+        /// Serve /metrics for Prometheus, and /healthz, on this TCP address
+        #[arg(long, value_name = "ADDR")]
+        metrics: std::net::SocketAddr,
+    }
+}
+
+section! {
+    /// The donor's keys.
+    Donor {
+        /// Memory to lend, like 8GiB [default: a quarter of what is available, at most 16GiB]
+        #[arg(long, value_name = "SIZE")]
+        lend: Size,
+        /// Name of this donor in the cluster [default: the host's name]
+        #[arg(long, value_name = "NAME")]
+        donor_name: String,
+        /// Back the memory with huge pages: auto (when enough are free), never, require [default: auto]
+        #[arg(long, value_name = "WHEN")]
+        huge_pages: HugePages,
+    }
+}
+
+section! {
+    /// The node's keys: the mount of one host.
+    Node {
+        /// Name of this node in the cluster [default: the host's name and the mount]
+        #[arg(long, value_name = "NAME")]
+        node_name: String,
+        /// Threads that answer the kernel [default: the number of cores, 2 to 8]
+        #[arg(long, value_name = "N")]
+        threads: usize,
+        /// Longest that a read may take before it fails with EIO, in seconds [default: 30]
+        #[arg(long, value_name = "SECONDS")]
+        read_deadline_s: u64,
+        /// Mount images with the kernel's EROFS under RUN_DIR/view: auto or off [default: auto]
+        #[arg(long, value_name = "WHEN")]
+        fast_view: FastView,
+        /// Do not check digests of what the pool gives. For benchmarks only: wrong bytes become visible
+        #[arg(long, value_name = "BOOL", num_args = 0..=1, default_missing_value = "true")]
+        unsafe_no_verify: bool,
+    }
+}
+
+section! {
+    /// How images are fetched.
+    Pull {
+        /// Platform to take from an index, like linux/arm64 [default: this machine's]
+        #[arg(long, value_name = "OS/ARCH")]
+        platform: String,
+        /// Layers fetched and unpacked at the same time [default: 2]
+        #[arg(long, value_name = "N")]
+        jobs: usize,
+        /// Most entries that a layer may have [default: 2000000]
+        #[arg(long, value_name = "N")]
+        max_entries: u64,
+        /// Most bytes that a layer may unpack to, holes not counted [default: 256GiB]
+        #[arg(long, value_name = "SIZE")]
+        max_unpacked: Size,
+        /// Certificate authority to trust besides the system's, a PEM file
+        #[arg(long, value_name = "FILE")]
+        ca_file: PathBuf,
+    }
+}
+
+/// When donor memory is backed with huge pages.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "snake_case")]
+pub enum HugePages {
+    /// When enough are free.
+    Auto,
+    /// Never.
+    Never,
+    /// Fail when there are not enough.
+    Require,
+}
+
+/// Whether images are mounted with the kernel's EROFS too.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "snake_case")]
+pub enum FastView {
+    /// On kernels that can.
+    Auto,
+    /// Never.
+    Off,
+}
+
+/// What the file says of one registry: the table `[registry."HOST"]`.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Registry {
+    /// Asked in this order before the registry itself.
+    #[serde(default)]
+    pub mirrors: Vec<String>,
+    /// Plain HTTP and unknown certificates are accepted (as `pull --insecure`).
+    #[serde(default)]
+    pub insecure: bool,
+}
+
+/// The whole file.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct File {
+    /// As [`Paths::state_dir`].
+    pub state_dir: Option<PathBuf>,
+    /// As [`Paths::run_dir`].
+    pub run_dir: Option<PathBuf>,
+    /// As [`Paths::mount`].
+    pub mount: Option<PathBuf>,
+    /// As [`Paths::metad`]: the daemon to ask.
+    pub metad_url: Option<String>,
+    /// `[metad]`
+    pub metad: Metad,
+    /// `[donor]`
+    pub donor: Donor,
+    /// `[node]`
+    pub node: Node,
+    /// `[pull]`
+    pub pull: Pull,
+    /// `[registry."HOST"]`
+    pub registry: BTreeMap<String, Registry>,
+}
+
+impl File {
+    /// Reads `path`, or [`DEFAULT_FILE`] when none is named and it exists.
+    pub fn load(path: Option<&Path>) -> anyhow::Result<Self> {
+        let (path, named) = match path {
+            Some(path) => (path, true),
+            None => (Path::new(DEFAULT_FILE), false),
+        };
+        let text = match std::fs::read_to_string(path) {
+            Ok(text) => text,
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound && !named => {
+                return Ok(Self::default());
+            }
+            Err(error) => {
+                return Err(error).with_context(|| format!("cannot read {}", path.display()));
+            }
+        };
+        toml::from_str(&text).map_err(|error| {
+            failure::failure(
+                failure::Code::Usage,
+                format!("{}: {}", path.display(), error.to_string().trim_end()),
+                "the keys are listed in: harbour help, harbour help metad, … (each flag is a key)",
+            )
+        })
+    }
+
+    /// The places in the file.
+    pub fn paths(&self) -> Paths {
+        Paths {
+            state_dir: self.state_dir.clone(),
+            run_dir: self.run_dir.clone(),
+            mount: self.mount.clone(),
+            metad: self.metad_url.clone(),
+        }
+    }
+}
+
+/// Resolved places.
+#[derive(Clone, Debug)]
+pub struct Places {
+    /// Survives a restart.
+    pub state: PathBuf,
+    /// Sockets and pid files.
+    pub run: PathBuf,
+    /// The mount.
+    pub mount: PathBuf,
+    /// Metad's address.
+    pub metad: String,
+}
+
+impl Places {
+    /// Defaults where nothing is set; relative paths are taken from the current directory.
+    pub fn new(paths: Paths) -> anyhow::Result<Self> {
+        let absolute = |path: Option<PathBuf>, default: &str| {
+            let path = path.unwrap_or_else(|| default.into());
+            std::path::absolute(&path).with_context(|| format!("cannot resolve {}", path.display()))
+        };
+        let run = absolute(paths.run_dir, "/run/harbour")?;
+        Ok(Self {
+            metad: paths
+                .metad
+                .unwrap_or_else(|| format!("unix:{}", run.join("metad.sock").display())),
+            state: absolute(paths.state_dir, "/var/lib/harbour")?,
+            mount: absolute(paths.mount, "/harbour")?,
+            run,
+        })
+    }
+
+    /// Metad's unix socket on this host.
+    pub fn metad_socket(&self) -> PathBuf {
+        self.run.join("metad.sock")
+    }
+
+    /// The donor's data socket on this host.
+    pub fn donor_socket(&self) -> PathBuf {
+        self.run.join("donor.sock")
+    }
+
+    /// Where the fast views are mounted.
+    pub fn views(&self) -> PathBuf {
+        self.run.join("view")
+    }
+
+    /// Where the process ID of `what` is kept.
+    pub fn pid_file(&self, what: &str) -> PathBuf {
+        self.run.join(format!("{what}.pid"))
+    }
+
+    /// Makes the directories that are ours, readable by root alone where they hold secrets or data.
+    pub fn create(&self) -> anyhow::Result<()> {
+        use std::os::unix::fs::DirBuilderExt as _;
+        for (dir, mode) in [(&self.state, 0o700), (&self.run, 0o755)] {
+            std::fs::DirBuilder::new()
+                .recursive(true)
+                .mode(mode)
+                .create(dir)
+                .with_context(|| format!("cannot create {}", dir.display()))?;
+        }
+        Ok(())
+    }
+
+    /// These places as flags for a child process.
+    pub fn flags(&self) -> Vec<std::ffi::OsString> {
+        vec![
+            "--state-dir".into(),
+            self.state.clone().into(),
+            "--run-dir".into(),
+            self.run.clone().into(),
+            "--mount".into(),
+            self.mount.clone().into(),
+            "--metad".into(),
+            self.metad.clone().into(),
+        ]
+    }
+}
+
+impl Donor {
+    /// Bytes to lend: what was asked, else a quarter of the memory that is available now.
+    pub fn lend_bytes(&self) -> anyhow::Result<u64> {
+        if let Some(lend) = self.lend {
+            anyhow::ensure!(
+                lend.0 >= 16 << 20,
+                "--lend {lend} is too little: lend at least 16MiB"
+            );
+            return Ok(lend.0);
+        }
+        let meminfo =
+            std::fs::read_to_string("/proc/meminfo").context("cannot read /proc/meminfo")?;
+        let kib: u64 = meminfo
+            .lines()
+            .find_map(|line| line.strip_prefix("MemAvailable:"))
+            .and_then(|rest| rest.trim().trim_end_matches("kB").trim().parse().ok())
+            .context("/proc/meminfo has no MemAvailable")?;
+        Ok((kib * 1024 / 4).clamp(64 << 20, 16 << 30))
+    }
+}
+
+impl Node {
+    /// Threads that answer the kernel.
+    pub fn threads(&self) -> usize {
+        let cores = std::thread::available_parallelism().map_or(2, std::num::NonZero::get);
+        self.threads.unwrap_or(cores.clamp(2, 8)).clamp(1, 64)
+    }
+
+    /// Longest time of one read.
+    pub fn read_deadline(&self) -> Duration {
+        Duration::from_secs(self.read_deadline_s.unwrap_or(30).clamp(1, 3600))
+    }
+}
+
+/// The host's name, or "localhost".
+pub fn host_name() -> String {
+    nix::unistd::gethostname()
+        .ok()
+        .and_then(|name| name.into_string().ok())
+        .filter(|name| !name.is_empty())
+        .unwrap_or_else(|| "localhost".into())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn unknown_keys_are_errors_and_flags_win() {
+        let file: File = toml::from_str(
+            "state_dir = '/s'\nmetad_url = 'http://[::1]:1'\n[donor]\nlend = '2GiB'\nhuge_pages = 'never'\n\
+             [registry.\"docker.io\"]\nmirrors = ['m:5000']\ninsecure = true\n",
+        )
+        .expect("valid");
+        let flags = Donor {
+            lend: Some(Size(1 << 30)),
+            ..Donor::default()
+        };
+        let merged = flags.over(file.donor.clone());
+        assert_eq!(merged.lend, Some(Size(1 << 30)));
+        assert_eq!(merged.huge_pages, Some(HugePages::Never));
+        assert_eq!(file.paths().state_dir, Some("/s".into()));
+        assert!(file.registry["docker.io"].insecure);
+        for bad in [
+            "stat_dir = '/s'",
+            "[donor]\nlended = 1",
+            "[registry.x]\nmirror = 1",
+            "[nodes]\n",
+        ] {
+            assert!(toml::from_str::<File>(bad).is_err(), "{bad}");
+        }
+    }
+}

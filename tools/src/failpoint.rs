@@ -1,0 +1,52 @@
+//! Named steps of a pull where a test ends the process, to see that nothing half-made remains.
+//!
+//! Armed by the environment variable that metad's failpoints use too, `NAME=abort`; names of one
+//! are not names of the other, so that either process passes over what is not its own.
+
+/// Steps of a pull, in the order in which they are passed.
+pub const NAMES: &[&str] = &[
+    "pull.begun",
+    "pull.reserved",
+    "pull.stored",
+    "pull.unpacked",
+    "pull.index_put",
+    "pull.staged",
+    "pull.committing",
+    "pull.committed",
+];
+
+/// At most one armed step.
+#[derive(Clone, Debug, Default)]
+pub struct Failpoints {
+    armed: Option<&'static str>,
+}
+
+impl Failpoints {
+    /// What the environment arms, if it is a step of a pull.
+    pub fn from_env() -> Self {
+        let text = std::env::var(harbour_metad::failpoint::VARIABLE).unwrap_or_default();
+        let armed = text
+            .strip_suffix("=abort")
+            .and_then(|name| NAMES.iter().find(|known| **known == name));
+        Self {
+            armed: armed.copied(),
+        }
+    }
+
+    /// Ends the process when `name` is armed: nothing is flushed, no destructor runs.
+    pub fn hit(&self, name: &'static str) {
+        debug_assert!(NAMES.contains(&name), "{name} is not in NAMES");
+        if self.armed == Some(name) {
+            std::process::abort();
+        }
+    }
+}
+
+/// Failpoints of metad, when the environment arms one of its own.
+pub fn of_metad() -> anyhow::Result<harbour_metad::failpoint::Failpoints> {
+    let text = std::env::var(harbour_metad::failpoint::VARIABLE).unwrap_or_default();
+    if text.is_empty() || text.starts_with("pull.") {
+        return Ok(harbour_metad::failpoint::Failpoints::none());
+    }
+    Ok(text.parse()?)
+}

@@ -1,0 +1,244 @@
+//! One pull's lease at metad, and what is done under it.
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use crate::failpoint::Failpoints;
+use harbour_image::{index::PackRef, object::ObjectId};
+use harbour_metad_client::{Client, Error as ClientError, v1};
+use tokio::runtime::Handle;
+
+use super::{IngestError, packer::Place};
+use crate::link::Link;
+
+/// Longest time for writing one pack into a donor's memory.
+const WRITE_LIMIT: Duration = Duration::from_secs(30);
+
+/// Everything that work under a lease needs. Cheap to clone; the last clone's drop ends renewal.
+#[derive(Clone)]
+pub struct Pull {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    client: Client,
+    link: Arc<Link>,
+    handle: Handle,
+    pull: v1::PullRef,
+    stopped: Arc<AtomicBool>,
+    lost: Arc<AtomicBool>,
+    failpoints: Failpoints,
+    stored_bytes: AtomicU64,
+    renewal: tokio::task::JoinHandle<()>,
+}
+
+impl Drop for Inner {
+    fn drop(&mut self) {
+        self.renewal.abort();
+    }
+}
+
+impl Pull {
+    /// Begins a pull of `what` and keeps its lease until the last clone is gone. `stopped` is the
+    /// caller's way to end it early.
+    pub async fn begin(
+        client: Client,
+        link: Arc<Link>,
+        what: &str,
+        stopped: Arc<AtomicBool>,
+        failpoints: Failpoints,
+    ) -> Result<Self, IngestError> {
+        let request = v1::BeginRequest {
+            what: what.to_owned(),
+            host: crate::config::host_name(),
+            pid: std::process::id(),
+        };
+        let lease = client.begin(request).await?;
+        let pull = v1::PullRef {
+            pull: lease.pull,
+            token: lease.token,
+        };
+        let lost = Arc::new(AtomicBool::new(false));
+        let renewal = tokio::spawn(renew(
+            client.clone(),
+            pull,
+            lease.lease_ms,
+            Arc::clone(&lost),
+        ));
+        failpoints.hit("pull.begun");
+        Ok(Self {
+            inner: Arc::new(Inner {
+                client,
+                link,
+                handle: Handle::current(),
+                pull,
+                stopped,
+                lost,
+                failpoints,
+                stored_bytes: AtomicU64::new(0),
+                renewal,
+            }),
+        })
+    }
+
+    /// Begins another pull beside this one, with the same client, pool and way to be stopped.
+    pub async fn again(&self, what: &str) -> Result<Self, IngestError> {
+        let inner = &self.inner;
+        let (client, link) = (inner.client.clone(), Arc::clone(&inner.link));
+        Self::begin(
+            client,
+            link,
+            what,
+            Arc::clone(&inner.stopped),
+            inner.failpoints.clone(),
+        )
+        .await
+    }
+
+    /// The pull's number and fencing token.
+    pub fn reference(&self) -> v1::PullRef {
+        self.inner.pull
+    }
+
+    /// metad.
+    pub fn client(&self) -> &Client {
+        &self.inner.client
+    }
+
+    /// The pool.
+    pub fn link(&self) -> &Link {
+        &self.inner.link
+    }
+
+    /// Runs `future` from a thread that is not the runtime's.
+    pub fn wait<T>(&self, future: impl Future<Output = T>) -> T {
+        self.inner.handle.block_on(future)
+    }
+
+    /// Passes a named step, where a test may end the process.
+    pub fn step(&self, name: &'static str) {
+        self.inner.failpoints.hit(name);
+    }
+
+    /// Bytes written to the pool so far.
+    pub fn stored_bytes(&self) -> u64 {
+        self.inner.stored_bytes.load(Ordering::Relaxed)
+    }
+
+    /// An error when the pull should not go on.
+    pub fn check(&self) -> Result<(), IngestError> {
+        if self.inner.stopped.load(Ordering::Relaxed) {
+            return Err(IngestError::Cancelled);
+        }
+        if self.inner.lost.load(Ordering::Relaxed) {
+            return Err(IngestError::LeaseLost("metad did not renew it".into()));
+        }
+        Ok(())
+    }
+
+    /// Makes all work under this lease end soon.
+    pub fn stop(&self) {
+        self.inner.stopped.store(true, Ordering::Relaxed);
+    }
+
+    /// Where the pool has these objects, in order; at most 8192.
+    pub fn find_objects(&self, ids: &[ObjectId]) -> Result<Vec<Option<Place>>, IngestError> {
+        let request = v1::FindObjectsRequest {
+            pull: Some(self.inner.pull),
+            objects: ids.iter().map(|id| id.0.to_vec()).collect(),
+        };
+        let reply = self.wait(self.inner.client.find_objects(request))?;
+        if reply.objects.len() != ids.len() {
+            return Err(IngestError::Bug(
+                "metad answered for another number of objects".into(),
+            ));
+        }
+        reply
+            .objects
+            .into_iter()
+            .map(|object| {
+                if !object.found {
+                    return Ok(None);
+                }
+                let pack = super::layer::pack_ref(&object.pack, object.pack_len)?;
+                Ok(Some(Place {
+                    pack,
+                    offset: object.offset,
+                }))
+            })
+            .collect()
+    }
+
+    /// Puts one pack into the pool, unless it is there; tells whether it had to be written.
+    pub fn store_pack(&self, pack: &PackRef, bytes: &[u8]) -> Result<bool, IngestError> {
+        let request = v1::ReserveRequest {
+            pull: Some(self.inner.pull),
+            packs: vec![v1::PackWanted {
+                pack: pack.id.0.to_vec(),
+                len: pack.len,
+            }],
+        };
+        let reply = self.wait(self.inner.client.reserve(request))?;
+        self.inner.link.learn(&reply.donors);
+        let [reserved] = reply.packs.as_slice() else {
+            return Err(IngestError::Bug(
+                "metad reserved another number of packs".into(),
+            ));
+        };
+        self.step("pull.reserved");
+        if reserved.present {
+            return Ok(false);
+        }
+        for extent in &reserved.extents {
+            self.write(extent, 0, bytes)?;
+        }
+        self.step("pull.stored");
+        self.inner
+            .stored_bytes
+            .fetch_add(bytes.len() as u64, Ordering::Relaxed);
+        Ok(true)
+    }
+
+    /// Writes `bytes` at `offset` of an extent that is reserved for this pull.
+    pub fn write(&self, extent: &v1::Extent, offset: u32, bytes: &[u8]) -> Result<(), IngestError> {
+        self.inner
+            .link
+            .write(extent, offset, bytes, Instant::now() + WRITE_LIMIT)
+            .map_err(|source| IngestError::Pool {
+                donor: extent.donor,
+                source,
+            })
+    }
+
+    /// Gives everything back. Best effort: the lease's end does the same.
+    pub async fn abort(&self) {
+        self.inner.renewal.abort();
+        if let Err(error) = self.inner.client.abort(self.inner.pull).await {
+            tracing::debug!(%error, "the pull could not be aborted; its lease will run out");
+        }
+    }
+}
+
+/// Renews at a third of the lease until it is lost.
+async fn renew(client: Client, pull: v1::PullRef, lease_ms: u32, lost: Arc<AtomicBool>) {
+    let lease = Duration::from_millis(u64::from(lease_ms.max(300)));
+    let mut good = Instant::now();
+    loop {
+        tokio::time::sleep(lease / 3).await;
+        match client.renew(pull).await {
+            Ok(_) => good = Instant::now(),
+            Err(ClientError::Unavailable { .. } | ClientError::Deadline { .. })
+                if good.elapsed() < lease => {}
+            Err(error) => {
+                tracing::warn!(%error, "the lease of this pull is lost");
+                lost.store(true, Ordering::Relaxed);
+                return;
+            }
+        }
+    }
+}

@@ -1,0 +1,383 @@
+//! Content that the pool has lost, brought back from where it came.
+//!
+//! A pack is named by what it holds, so a refill reserves space for the same pack and writes the
+//! same objects to the same offsets; no index changes. A pack may hold objects for several layers,
+//! so all layers that refer to it are read again, or some of its objects would stay lost.
+
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap},
+    sync::Arc,
+};
+
+use harbour_image::{
+    decode::{DecodeLimits, decode_layer},
+    digest::Digest,
+    index::{Index, What},
+    manifest::{LayerDescriptor, Platform},
+    object::{ObjectId, PackId, hash_object},
+    source::{Source, SourceSpec},
+    tree::{ObjectKey, ObjectSink},
+};
+use harbour_metad_client::{LOCATE_MAX, Snapshot, v1};
+
+use super::{IngestError, index_store, layer, lease::Pull, pull::PullOptions};
+use crate::progress::PullProgress;
+
+/// Range of the data region whose segments are looked at together, in bytes.
+const STEP: u64 = 64 << 20;
+
+/// Brings back every lost pack of the layers `wanted`.
+pub async fn layers(
+    lease: &Pull,
+    wanted: &[Digest],
+    options: &Arc<PullOptions>,
+    progress: &Arc<dyn PullProgress>,
+) -> Result<usize, IngestError> {
+    let snapshot = lease.client().snapshot().await?;
+    let mut packs = BTreeSet::new();
+    for layer in snapshot
+        .layers
+        .iter()
+        .filter(|l| wanted.iter().any(|w| w.as_bytes()[..] == l.diff_id))
+    {
+        packs.extend(packs_of(lease, layer).await?.into_keys());
+    }
+    packs_of_snapshot(lease, &snapshot, packs, options, progress).await
+}
+
+/// Brings back those of `packs` that have no replica.
+pub async fn packs(
+    lease: &Pull,
+    packs: BTreeSet<PackId>,
+    options: &Arc<PullOptions>,
+    progress: &Arc<dyn PullProgress>,
+) -> Result<usize, IngestError> {
+    let snapshot = lease.client().snapshot().await?;
+    packs_of_snapshot(lease, &snapshot, packs, options, progress).await
+}
+
+async fn packs_of_snapshot(
+    lease: &Pull,
+    snapshot: &Snapshot,
+    packs: BTreeSet<PackId>,
+    options: &Arc<PullOptions>,
+    progress: &Arc<dyn PullProgress>,
+) -> Result<usize, IngestError> {
+    let lost = lost_packs(lease, packs).await?;
+    if lost.is_empty() {
+        return Ok(0);
+    }
+    let mut users = Vec::new();
+    let mut lens: BTreeMap<PackId, u32> = BTreeMap::new();
+    let mut index_parts: Vec<(PackId, Vec<u8>)> = Vec::new();
+    for layer in &snapshot.layers {
+        let of_layer = packs_of(lease, layer).await?;
+        let shared: Vec<_> = of_layer
+            .iter()
+            .filter(|(id, _)| lost.contains(*id))
+            .collect();
+        if !shared.is_empty() {
+            lens.extend(shared.iter().map(|(id, len)| (**id, **len)));
+            users.push(layer);
+        }
+    }
+    for index in snapshot
+        .layers
+        .iter()
+        .filter_map(|l| l.index.as_ref())
+        .chain(snapshot.images.iter().filter_map(|i| i.index.as_ref()))
+    {
+        if index
+            .packs
+            .iter()
+            .any(|p| <[u8; 32]>::try_from(p.as_slice()).is_ok_and(|p| lost.contains(&PackId(p))))
+        {
+            let bytes = index_store::fetch(lease.client(), index, "a refilled view").await?;
+            for part in bytes.chunks(harbour_image::object::PACK_MAX) {
+                let id = PackId(*blake3::hash(part).as_bytes());
+                if lost.contains(&id) && !lens.contains_key(&id) {
+                    lens.insert(id, part.len() as u32);
+                    index_parts.push((id, part.to_vec()));
+                }
+            }
+        }
+    }
+    let extents = reserve(lease, &lens).await?;
+    for (id, bytes) in index_parts {
+        for extent in extents.get(&id).into_iter().flatten() {
+            let (lease, extent, bytes) = (lease.clone(), *extent, bytes.clone());
+            super::pull::join(tokio::task::spawn_blocking(move || {
+                lease.write(&extent, 0, &bytes)
+            }))
+            .await?;
+        }
+    }
+    let extents = Arc::new(extents);
+    for (source, descriptors) in sources_of(&users, snapshot, options).await? {
+        let source = Arc::new(source);
+        for descriptor in descriptors {
+            let reference = users
+                .iter()
+                .find(|l| l.diff_id == descriptor.diff_id.as_bytes())
+                .and_then(|l| l.index.clone())
+                .unwrap_or_default();
+            let index =
+                index_store::fetch(lease.client(), &reference, &descriptor.diff_id.to_string())
+                    .await?;
+            let bar = progress.layer(&descriptor);
+            let (lease, source, extents, limits) = (
+                lease.clone(),
+                Arc::clone(&source),
+                Arc::clone(&extents),
+                options.limits.clone(),
+            );
+            super::pull::join(tokio::task::spawn_blocking(move || {
+                refill_layer(
+                    &lease,
+                    &source,
+                    &descriptor,
+                    index,
+                    &extents,
+                    &limits,
+                    bar.as_ref(),
+                )
+            }))
+            .await?;
+        }
+    }
+    let packs = lens
+        .iter()
+        .map(|(id, len)| v1::PackWanted {
+            pack: id.0.to_vec(),
+            len: *len,
+        })
+        .collect();
+    lease
+        .client()
+        .commit_refill(v1::CommitRefillRequest {
+            pull: Some(lease.reference()),
+            packs,
+        })
+        .await?;
+    Ok(lens.len())
+}
+
+/// All packs that a layer's index refers to, and the index's own, with their lengths (0 when not
+/// known here).
+async fn packs_of(lease: &Pull, layer: &v1::Layer) -> Result<BTreeMap<PackId, u32>, IngestError> {
+    let name = layer::digest(&layer.diff_id)?.to_string();
+    let reference = layer.index.clone().unwrap_or_default();
+    let bytes = index_store::fetch(lease.client(), &reference, &name).await?;
+    let index = layer::open_index(bytes, &name)?;
+    let mut packs = BTreeMap::new();
+    for number in 0..index.pack_count() {
+        let pack = index.pack(number).map_err(|source| IngestError::Index {
+            layer: name.clone(),
+            source,
+        })?;
+        packs.insert(pack.id, pack.len);
+    }
+    Ok(packs)
+}
+
+/// Those of `packs` that have no live replica.
+async fn lost_packs(
+    lease: &Pull,
+    packs: BTreeSet<PackId>,
+) -> Result<BTreeSet<PackId>, IngestError> {
+    let all: Vec<PackId> = packs.into_iter().collect();
+    let mut lost = BTreeSet::new();
+    for part in all.chunks(LOCATE_MAX) {
+        let request = v1::LocateRequest {
+            packs: part.iter().map(|id| id.0.to_vec()).collect(),
+        };
+        let reply = lease.client().locate(request).await?;
+        lost.extend(
+            part.iter()
+                .zip(reply.packs)
+                .filter(|(_, r)| r.extents.is_empty())
+                .map(|(id, _)| *id),
+        );
+    }
+    Ok(lost)
+}
+
+async fn reserve(
+    lease: &Pull,
+    lens: &BTreeMap<PackId, u32>,
+) -> Result<HashMap<PackId, Vec<v1::Extent>>, IngestError> {
+    let mut extents = HashMap::new();
+    let all: Vec<_> = lens.iter().collect();
+    for part in all.chunks(256) {
+        let packs = part
+            .iter()
+            .map(|(id, len)| v1::PackWanted {
+                pack: id.0.to_vec(),
+                len: **len,
+            })
+            .collect();
+        let reply = lease
+            .client()
+            .reserve(v1::ReserveRequest {
+                pull: Some(lease.reference()),
+                packs,
+            })
+            .await?;
+        lease.link().learn(&reply.donors);
+        for ((id, _), reserved) in part.iter().zip(reply.packs) {
+            if !reserved.present {
+                extents.insert(**id, reserved.extents);
+            }
+        }
+    }
+    Ok(extents)
+}
+
+/// For each source that has some of `users`, the source and those layers.
+async fn sources_of(
+    users: &[&v1::Layer],
+    snapshot: &Snapshot,
+    options: &Arc<PullOptions>,
+) -> Result<Vec<(Source, Vec<LayerDescriptor>)>, IngestError> {
+    let mut open: BTreeSet<Digest> = BTreeSet::new();
+    for user in users {
+        open.insert(layer::digest(&user.diff_id)?);
+    }
+    let mut sources = Vec::new();
+    for image in &snapshot.images {
+        let has_open = |d: &Vec<u8>| layer::digest(d).is_ok_and(|d| open.contains(&d));
+        if !image.diff_ids.iter().any(has_open) {
+            continue;
+        }
+        let fail = |source| IngestError::Source {
+            what: image.source.clone(),
+            source,
+        };
+        let spec = SourceSpec::parse(&image.source).map_err(fail)?;
+        let platform = image.platform.parse::<Platform>().ok();
+        let source = Source::open(&spec, &options.source).await.map_err(fail)?;
+        let resolved = source.resolve(platform.as_ref()).await.map_err(fail)?;
+        let layers: Vec<_> = resolved
+            .layers
+            .into_iter()
+            .filter(|l| open.remove(&l.diff_id))
+            .collect();
+        if !layers.is_empty() {
+            sources.push((source, layers));
+        }
+        if open.is_empty() {
+            break;
+        }
+    }
+    if let Some(diff_id) = open.first() {
+        return Err(IngestError::Changed(format!(
+            "no source of an image gives layer {diff_id} any more"
+        )));
+    }
+    Ok(sources)
+}
+
+fn refill_layer(
+    lease: &Pull,
+    source: &Source,
+    descriptor: &LayerDescriptor,
+    index: Arc<[u8]>,
+    extents: &HashMap<PackId, Vec<v1::Extent>>,
+    limits: &DecodeLimits,
+    progress: &dyn crate::progress::LayerProgress,
+) -> Result<(), IngestError> {
+    let name = descriptor.diff_id.to_string();
+    let wanted = wanted_objects(&layer::open_index(index, &name)?, extents, &name)?;
+    let mut blob = source.blob(descriptor);
+    progress.started(descriptor.size, blob.progress());
+    let mut sink = Refiller {
+        lease,
+        extents,
+        wanted,
+        written: 0,
+    };
+    decode_layer(
+        &mut blob,
+        &layer::decode_options(descriptor, limits),
+        &mut sink,
+    )?;
+    blob.finish()?;
+    if let Some(id) = sink
+        .wanted
+        .iter()
+        .find(|(_, places)| !places.done)
+        .map(|(id, _)| id)
+    {
+        return Err(IngestError::Changed(format!(
+            "layer {name} does not hold object {id:?} any more"
+        )));
+    }
+    progress.done(sink.written);
+    Ok(())
+}
+
+struct Places {
+    at: Vec<(PackId, u32)>,
+    done: bool,
+}
+
+fn wanted_objects(
+    index: &Index<Arc<[u8]>>,
+    extents: &HashMap<PackId, Vec<v1::Extent>>,
+    name: &str,
+) -> Result<HashMap<ObjectId, Places>, IngestError> {
+    let fail = |source| IngestError::Index {
+        layer: name.to_owned(),
+        source,
+    };
+    let mut wanted: HashMap<ObjectId, Places> = HashMap::new();
+    let (mut at, end) = (index.header().meta_len, index.header().erofs_len());
+    while at < end {
+        let step = STEP.min(end - at);
+        for segment in index.segments(at, step).map_err(fail)? {
+            let What::Object(object) = segment.what else {
+                continue;
+            };
+            if !extents.contains_key(&object.pack.id) {
+                continue;
+            }
+            let places = wanted.entry(object.id).or_insert(Places {
+                at: Vec::new(),
+                done: false,
+            });
+            let place = (object.pack.id, object.pack_offset);
+            if !places.at.contains(&place) {
+                places.at.push(place);
+            }
+        }
+        at += step;
+    }
+    Ok(wanted)
+}
+
+/// A sink that writes wanted objects where they were.
+struct Refiller<'a> {
+    lease: &'a Pull,
+    extents: &'a HashMap<PackId, Vec<v1::Extent>>,
+    wanted: HashMap<ObjectId, Places>,
+    written: u64,
+}
+
+impl ObjectSink for Refiller<'_> {
+    type Error = IngestError;
+
+    fn put(&mut self, bytes: &[u8]) -> Result<ObjectKey, IngestError> {
+        let id = hash_object(bytes).id;
+        if let Some(places) = self.wanted.get_mut(&id).filter(|places| !places.done) {
+            self.lease.check()?;
+            for (pack, offset) in &places.at {
+                for extent in self.extents.get(pack).into_iter().flatten() {
+                    self.lease.write(extent, *offset, bytes)?;
+                    self.written += bytes.len() as u64;
+                }
+            }
+            places.done = true;
+        }
+        Ok(ObjectKey(0))
+    }
+}

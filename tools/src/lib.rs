@@ -1,0 +1,35 @@
+//! The `harbour` command: it joins the rooms.
+//!
+//! [`ingest`] carries an image from a source into the pool; [`node`] joins the mount to metad and
+//! the pool; [`commands`] holds one file per subcommand. Errors are typed in the rooms and become
+//! a sentence, a next step and an exit code here ([`failure`]).
+#![forbid(unsafe_code)]
+
+pub mod bounded;
+pub mod cli;
+pub mod commands;
+pub mod config;
+pub mod failpoint;
+pub mod failure;
+pub mod ingest;
+pub mod link;
+pub mod node;
+pub mod output;
+pub mod progress;
+pub mod size;
+pub mod stop;
+pub mod xattr;
+
+use std::process::ExitCode;
+
+use clap::Parser as _;
+
+/// Parses the command line, runs the subcommand, and prints what went wrong with its causes.
+pub fn main() -> ExitCode {
+    let cli = cli::Cli::parse();
+    let verbose = cli.verbose;
+    match commands::run(cli) {
+        Ok(code) => code,
+        Err(error) => failure::report(&error, verbose > 0),
+    }
+}

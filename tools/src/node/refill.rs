@@ -1,0 +1,170 @@
+//! Lost packs brought back while a reader waits.
+
+use std::{
+    collections::{BTreeSet, HashMap},
+    sync::{Arc, Condvar, Mutex, PoisonError, atomic::AtomicBool},
+    time::Instant,
+};
+
+use harbour_fs::source::{Refill, SourceError};
+use harbour_image::object::PackId;
+use harbour_metad_client::Client;
+use tokio::runtime::Handle;
+
+use crate::{
+    ingest::{IngestError, lease::Pull, pull::PullOptions, refill},
+    link::Link,
+    progress::{PullProgress, Silent},
+};
+
+/// Refills one after another; readers that want the same pack wait for the same refill.
+pub struct Refiller {
+    client: Client,
+    link: Arc<Link>,
+    handle: Handle,
+    options: Arc<PullOptions>,
+    running: Arc<(Mutex<Running>, Condvar)>,
+}
+
+/// Packs asked for, and how each last attempt ended.
+#[derive(Default)]
+struct Running {
+    wanted: BTreeSet<PackId>,
+    outcomes: HashMap<PackId, (Instant, Result<(), String>)>,
+    working: bool,
+}
+
+/// How long a failure is remembered, so that a thousand readers of one lost pack do not ask the
+/// registry a thousand times.
+const FAILURE_KEPT: std::time::Duration = std::time::Duration::from_secs(2);
+
+impl Refiller {
+    /// A refiller that fetches with `options`.
+    pub fn new(client: Client, link: Arc<Link>, handle: Handle, options: Arc<PullOptions>) -> Self {
+        Self {
+            client,
+            link,
+            handle,
+            options,
+            running: Arc::default(),
+        }
+    }
+
+    /// Starts the worker when there is none; it takes all packs that are wanted together.
+    fn kick(&self, running: &mut Running) {
+        if running.working || running.wanted.is_empty() {
+            return;
+        }
+        running.working = true;
+        let (client, link, options) = (
+            self.client.clone(),
+            Arc::clone(&self.link),
+            Arc::clone(&self.options),
+        );
+        let shared = Arc::clone(&self.running);
+        self.handle.spawn(async move {
+            loop {
+                let packs = {
+                    let mut running = shared.0.lock().unwrap_or_else(PoisonError::into_inner);
+                    if running.wanted.is_empty() {
+                        running.working = false;
+                        return;
+                    }
+                    std::mem::take(&mut running.wanted)
+                };
+                let outcome = bring_back(&client, &link, packs.clone(), &options).await;
+                let outcome = outcome.map_err(|error| chain(&error));
+                if let Err(error) = &outcome {
+                    tracing::warn!(
+                        packs = packs.len(),
+                        error,
+                        "lost content could not be brought back"
+                    );
+                }
+                let mut running = shared.0.lock().unwrap_or_else(PoisonError::into_inner);
+                let now = Instant::now();
+                running
+                    .outcomes
+                    .retain(|_, (at, _)| at.elapsed() < FAILURE_KEPT);
+                for pack in packs {
+                    running.outcomes.insert(pack, (now, outcome.clone()));
+                }
+                shared.1.notify_all();
+            }
+        });
+    }
+}
+
+impl Refill for Refiller {
+    fn refill(&self, _number: u32, pack: &PackId, deadline: Instant) -> Result<(), SourceError> {
+        let (lock, changed) = &*self.running;
+        let asked = Instant::now();
+        let mut running = lock.lock().unwrap_or_else(PoisonError::into_inner);
+        loop {
+            let recent = running.outcomes.get(pack).filter(|(at, outcome)| {
+                *at >= asked || (outcome.is_err() && at.elapsed() < FAILURE_KEPT)
+            });
+            if let Some((_, outcome)) = recent {
+                return outcome.clone().map_err(|why| SourceError::Unavailable {
+                    what: format!("the source of pack {pack:?}"),
+                    source: why.into(),
+                });
+            }
+            running.wanted.insert(*pack);
+            self.kick(&mut running);
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return Err(SourceError::Deadline(format!(
+                    "pack {pack:?} to be fetched again"
+                )));
+            }
+            running = changed
+                .wait_timeout(running, left)
+                .unwrap_or_else(PoisonError::into_inner)
+                .0;
+        }
+    }
+}
+
+async fn bring_back(
+    client: &Client,
+    link: &Arc<Link>,
+    packs: BTreeSet<PackId>,
+    options: &Arc<PullOptions>,
+) -> Result<(), IngestError> {
+    let what = format!("refill of {} packs", packs.len());
+    let stopped = Arc::new(AtomicBool::new(false));
+    let lease = Pull::begin(
+        client.clone(),
+        Arc::clone(link),
+        &what,
+        stopped,
+        options.failpoints.clone(),
+    )
+    .await?;
+    let progress: Arc<dyn PullProgress> = Arc::new(Silent);
+    let outcome = refill::packs(&lease, packs, options, &progress).await;
+    match outcome {
+        Ok(count) if count > 0 => {
+            tracing::info!(count, "lost packs were fetched again");
+            Ok(())
+        }
+        other => {
+            lease.stop();
+            lease.abort().await;
+            other.map(|_| ())
+        }
+    }
+}
+
+/// An error and its causes in one line.
+pub fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(next) = cause {
+        text.push_str(": ");
+        text.push_str(&next.to_string());
+        cause = next.source();
+    }
+    text
+}

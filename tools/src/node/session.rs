@@ -1,0 +1,187 @@
+//! The node's lease at metad, its watch of the catalogue, and the page that tells how it stands.
+
+use std::{
+    path::PathBuf,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
+
+use harbour_fs::Fs;
+use harbour_image::object::PackId;
+use harbour_metad_client::{Client, Error as ClientError, v1};
+use serde_json::json;
+
+use super::{catalogue::Remote, views::Keeper};
+use crate::{config::Places, stop::Stop};
+
+/// Pause before metad is asked again after a failure.
+const RETRY: Duration = Duration::from_millis(250);
+
+/// Keeps this node's lease. Places of freed packs are dropped before they are acknowledged: metad
+/// gives their space to others only afterwards (invariant 1).
+pub async fn keep_lease(client: &Client, name: &str, remote: &Remote, fs: &Fs, stop: &Stop) {
+    let mut lease: Option<v1::NodeLease> = None;
+    let mut heard = std::time::Instant::now();
+    loop {
+        let answer = match &lease {
+            None => {
+                client
+                    .register_node(v1::RegisterNodeRequest {
+                        name: name.to_owned(),
+                    })
+                    .await
+            }
+            Some(held) => {
+                let beat = v1::NodeHeartbeat {
+                    node: held.node,
+                    acknowledged_generation: held.freed_generation,
+                    held: fs.held(),
+                };
+                client.node_heartbeat(beat).await
+            }
+        };
+        let pause = match answer {
+            Ok(fresh) => {
+                let first = lease.is_none();
+                remote.leased(&fresh);
+                if fresh.forget_all || first {
+                    fs.forget_locations();
+                } else {
+                    let freed: Vec<PackId> = fresh
+                        .freed
+                        .iter()
+                        .filter_map(|p| p.as_slice().try_into().ok().map(PackId))
+                        .collect();
+                    fs.freed(&freed);
+                }
+                heard = std::time::Instant::now();
+                let lease_time = Duration::from_millis(u64::from(fresh.lease_ms.max(150)));
+                // What was just dropped is acknowledged at once: somebody may wait for the space.
+                let pause = if fresh.freed.is_empty() {
+                    lease_time / 3
+                } else {
+                    Duration::from_millis(1)
+                };
+                lease = Some(fresh);
+                pause
+            }
+            Err(error) => {
+                if !matches!(
+                    error,
+                    ClientError::Unavailable { .. } | ClientError::Deadline { .. }
+                ) {
+                    tracing::debug!(%error, "registering with metad again");
+                    lease = None;
+                } else if let Some(held) = &lease
+                    && heard.elapsed() > Duration::from_millis(u64::from(held.lease_ms))
+                {
+                    // Freed space may be written again from now on; digests would tell, but late.
+                    fs.forget_locations();
+                }
+                RETRY
+            }
+        };
+        if stop.within(pause).await {
+            return;
+        }
+    }
+}
+
+/// What is shown to the rest of this host.
+pub struct Shown {
+    /// The catalogue.
+    pub remote: Arc<Remote>,
+    /// The file system.
+    pub fs: Arc<Fs>,
+    /// Takes what the kernel must drop.
+    pub invalidate: Box<dyn Fn(harbour_fs::Changes) + Send + Sync>,
+    /// Keeps the fast views, where there are any.
+    pub keeper: Option<Keeper>,
+    /// In words, whether there are fast views.
+    pub fast_view: String,
+    /// Places.
+    pub places: Places,
+}
+
+impl Shown {
+    /// Shows the newest catalogue: names first, then fast views.
+    pub async fn refresh(&self) -> Result<(), ClientError> {
+        self.remote.refresh().await?;
+        let changes = self.fs.snapshot_changed();
+        (self.invalidate)(changes);
+        if let Some(keeper) = &self.keeper {
+            use harbour_fs::source::Catalogue as _;
+            let snapshot = self.remote.snapshot();
+            let names = snapshot
+                .images
+                .iter()
+                .filter_map(|image| self.fs.view_name(image.number));
+            keeper.want(names.collect());
+        }
+        Ok(())
+    }
+
+    /// Follows the catalogue until `stop`.
+    pub async fn follow(&self, client: &Client, stop: &Stop) {
+        loop {
+            let outcome = tokio::select! {
+                () = stop.wait() => return,
+                outcome = self.follow_once(client) => outcome,
+            };
+            if let Err(error) = outcome {
+                tracing::debug!(%error, "the watch of the catalogue broke off; beginning again");
+            }
+            if stop.within(RETRY).await {
+                return;
+            }
+        }
+    }
+
+    async fn follow_once(&self, client: &Client) -> Result<(), ClientError> {
+        let mut watch = client.watch().await?;
+        loop {
+            watch.next().await?;
+            self.refresh().await?;
+        }
+    }
+}
+
+/// The page `node.json` in the run directory: that this node serves, and how.
+pub struct Page {
+    path: PathBuf,
+    last: Mutex<String>,
+}
+
+impl Page {
+    /// The page of these places.
+    pub fn new(places: &Places) -> Self {
+        Self {
+            path: path(places),
+            last: Mutex::default(),
+        }
+    }
+
+    /// Writes it, when it differs from what stands there.
+    pub fn write(&self, ready: bool, fast_view: &str, views: &[String]) -> std::io::Result<()> {
+        let text = json!({ "ready": ready, "fast_view": fast_view, "views": views }).to_string();
+        let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
+        if *last != text {
+            let fresh = self.path.with_extension("json.new");
+            std::fs::write(&fresh, &text)?;
+            std::fs::rename(&fresh, &self.path)?;
+            *last = text;
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Page {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_file(&self.path);
+    }
+}
+
+/// Where the page is.
+pub fn path(places: &Places) -> PathBuf {
+    places.run.join("node.json")
+}

@@ -1,0 +1,192 @@
+//! Which fast views are mounted, kept in step with the catalogue.
+
+use std::{
+    collections::BTreeSet,
+    path::PathBuf,
+    sync::{Arc, Condvar, Mutex, PoisonError},
+    thread,
+    time::Duration,
+};
+
+use harbour_fs::fastview::{self, Caching, FastViewError};
+use nix::mount::{MntFlags, umount2};
+
+use crate::config::Places;
+
+/// Most fast views mounted at once on a host; images beyond it are served as directories alone.
+const VIEWS_MAX: usize = 1024;
+
+/// How far the kernel reads ahead in a fast view, in KiB.
+const READ_AHEAD_KB: u32 = 1024;
+
+/// Fast views of one mount: `erofs/NAME.erofs` of it at NAME below a directory of this host.
+#[derive(Clone, Debug)]
+pub struct FastViews {
+    erofs: PathBuf,
+    dir: PathBuf,
+}
+
+impl FastViews {
+    /// Those of these places; what an earlier process left is taken away.
+    pub fn new(places: &Places) -> std::io::Result<Self> {
+        let views = Self {
+            erofs: places.mount.join("erofs"),
+            dir: places.views(),
+        };
+        std::fs::create_dir_all(&views.dir)?;
+        fastview::clean(&views.dir)?;
+        Ok(views)
+    }
+
+    /// Mounts the view of this name.
+    pub fn mount(&self, name: &str) -> Result<(), FastViewError> {
+        let file = self.erofs.join(format!("{name}.erofs"));
+        fastview::mount(
+            &file,
+            &self.dir.join(name),
+            Caching::default(),
+            READ_AHEAD_KB,
+        )
+    }
+
+    /// Unmounts it; with `lazy` also while somebody uses it.
+    pub fn unmount(&self, name: &str, lazy: bool) -> Result<(), FastViewError> {
+        fastview::unmount(&self.dir.join(name), lazy)
+    }
+
+    /// Names of those that are mounted.
+    pub fn mounted(&self) -> Vec<String> {
+        let lines = fastview::list(&self.dir).unwrap_or_default();
+        lines
+            .iter()
+            .filter_map(|line| line.target.file_name()?.to_str().map(str::to_owned))
+            .collect()
+    }
+}
+
+/// A thread that mounts and unmounts, so that nobody who answers the kernel ever does.
+pub struct Keeper {
+    wanted: Arc<(Mutex<Wanted>, Condvar)>,
+    thread: Option<thread::JoinHandle<()>>,
+}
+
+#[derive(Default)]
+struct Wanted {
+    names: BTreeSet<String>,
+    changed: bool,
+    stop: bool,
+}
+
+impl Keeper {
+    /// Starts the thread.
+    pub fn start(views: Arc<FastViews>) -> std::io::Result<Self> {
+        let wanted: Arc<(Mutex<Wanted>, Condvar)> = Arc::default();
+        let shared = Arc::clone(&wanted);
+        let thread = thread::Builder::new()
+            .name("views".into())
+            .spawn(move || keep(&views, &shared))?;
+        Ok(Self {
+            wanted,
+            thread: Some(thread),
+        })
+    }
+
+    /// From now on these views are to be mounted, by their names under `erofs/`.
+    pub fn want(&self, names: BTreeSet<String>) {
+        let mut wanted = self.wanted.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if wanted.names != names {
+            wanted.names = names;
+            wanted.changed = true;
+            self.wanted.1.notify_all();
+        }
+    }
+
+    /// Unmounts everything and ends the thread.
+    pub fn stop(mut self) {
+        {
+            let mut wanted = self.wanted.0.lock().unwrap_or_else(PoisonError::into_inner);
+            wanted.stop = true;
+            self.wanted.1.notify_all();
+        }
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
+}
+
+fn keep(views: &FastViews, shared: &(Mutex<Wanted>, Condvar)) {
+    let mut mounted: BTreeSet<String> = BTreeSet::new();
+    loop {
+        let (names, stop) = {
+            let guard = shared.0.lock().unwrap_or_else(PoisonError::into_inner);
+            let waited = shared
+                .1
+                .wait_timeout_while(guard, Duration::from_secs(5), |w| !w.changed && !w.stop);
+            let mut wanted = waited.unwrap_or_else(PoisonError::into_inner).0;
+            wanted.changed = false;
+            (wanted.names.clone(), wanted.stop)
+        };
+        let target: BTreeSet<String> = if stop {
+            BTreeSet::new()
+        } else {
+            names.into_iter().take(VIEWS_MAX).collect()
+        };
+        for name in mounted.difference(&target).cloned().collect::<Vec<_>>() {
+            if let Err(error) = views.unmount(&name, stop) {
+                tracing::debug!(name, %error, "a fast view cannot be unmounted yet");
+                if !stop {
+                    continue;
+                }
+            }
+            mounted.remove(&name);
+        }
+        for name in target.difference(&mounted).cloned().collect::<Vec<_>>() {
+            match views.mount(&name) {
+                Ok(_) => {
+                    mounted.insert(name);
+                }
+                // The kernel cannot: asking again would change nothing.
+                Err(error @ FastViewError::Unsupported(_)) => {
+                    tracing::info!(%error, "no fast views");
+                    return;
+                }
+                Err(error) => {
+                    tracing::warn!(
+                        name,
+                        error = super::refill::chain(&error),
+                        "a fast view cannot be mounted; its directories serve"
+                    );
+                }
+            }
+        }
+        if stop {
+            return;
+        }
+    }
+}
+
+/// Detaches every mount that is left of these places; tells how many there were.
+pub fn detach_all(places: &Places) -> usize {
+    let mounts = std::fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
+    let views = places.views();
+    let mut points: Vec<PathBuf> = mounts
+        .lines()
+        .filter_map(|line| line.split(' ').nth(4))
+        .map(|point| PathBuf::from(unescape(point)))
+        .filter(|point| point.starts_with(&views) || *point == places.mount)
+        .collect();
+    // What was mounted last stands on what was mounted first.
+    points.reverse();
+    points
+        .iter()
+        .filter(|point| umount2(point.as_path(), MntFlags::MNT_DETACH).is_ok())
+        .count()
+}
+
+/// A path as /proc/self/mountinfo writes it: octal escapes for blank, tab, newline and backslash.
+fn unescape(text: &str) -> String {
+    text.replace("\\040", " ")
+        .replace("\\011", "\t")
+        .replace("\\012", "\n")
+        .replace("\\134", "\\")
+}
