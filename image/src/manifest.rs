@@ -190,7 +190,7 @@ pub enum ManifestError {
     #[error("there is no image for {wanted}; there is one for: {available}")]
     NoPlatform {
         /// What was asked for.
-        wanted: Platform,
+        wanted: String,
         /// What there is, by commas.
         available: String,
     },
@@ -198,9 +198,9 @@ pub enum ManifestError {
     #[error("the image is for {found}, not for {wanted}, and it is the only one")]
     PlatformMismatch {
         /// What was asked for.
-        wanted: Platform,
+        wanted: String,
         /// What it is for.
-        found: Platform,
+        found: String,
     },
     /// Lists in lists.
     #[error("lists of images are nested deeper than {limit}")]
@@ -284,7 +284,7 @@ impl Index {
                     names.join(", ")
                 };
                 ManifestError::NoPlatform {
-                    wanted: wanted.clone(),
+                    wanted: wanted.to_string(),
                     available,
                 }
             })

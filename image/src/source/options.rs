@@ -1,6 +1,6 @@
 //! How sources are read: trust, credentials, mirrors, proxies, deadlines, retries.
 
-use std::{collections::BTreeMap, fmt, path::PathBuf, time::Duration};
+use std::{collections::BTreeMap, ffi::OsString, fmt, path::PathBuf, time::Duration};
 
 /// Options of [`super::Source::open`].
 ///
@@ -58,6 +58,8 @@ pub struct AuthOptions {
     /// Docker `config.json` and containers `auth.json` files, asked in this order. Files that
     /// do not exist are passed over.
     pub files: Vec<PathBuf>,
+    /// `PATH` that credential helpers are found by and run with; that of this process by default.
+    pub helper_path: Option<OsString>,
 }
 
 impl AuthOptions {
@@ -72,8 +74,8 @@ impl AuthOptions {
         };
         if let Some(file) = var("REGISTRY_AUTH_FILE") {
             return Self {
-                credential: None,
                 files: vec![file],
+                ..Self::default()
             };
         }
         let home = var("HOME");
@@ -88,8 +90,8 @@ impl AuthOptions {
                 .map(|dir| dir.join("config.json")),
         ];
         Self {
-            credential: None,
             files: files.into_iter().flatten().collect(),
+            ..Self::default()
         }
     }
 }

@@ -54,13 +54,12 @@ impl Source {
             .map_or_else(Platform::host, Platform::normalised);
         let (root, name) = self.root().await?;
         let (fetched, image) = match root {
-            Step::Manifest(fetched, manifest) => self.descend(fetched, manifest, &wanted).await?,
+            Step::Manifest(first) => self.descend(*first, &wanted).await?,
             Step::Index(index) => {
                 let entry = index
                     .select(&wanted)
                     .map_err(|e| self.manifest_error("the list of images", e))?;
-                let (fetched, manifest) = self.manifest(entry).await?;
-                self.descend(fetched, manifest, &wanted).await?
+                self.descend(self.manifest(entry).await?, &wanted).await?
             }
         };
         let raw_config = self.config(&image.config).await?;
@@ -69,8 +68,8 @@ impl Source {
             ImageConfig::parse(&raw_config).map_err(|e| self.manifest_error(&describe(), e))?;
         if platform.is_some() && wanted.rank(&config.platform).is_none() {
             let error = ManifestError::PlatformMismatch {
-                wanted,
-                found: config.platform,
+                wanted: wanted.to_string(),
+                found: config.platform.to_string(),
             };
             return Err(self.manifest_error("the image", error));
         }
@@ -98,7 +97,10 @@ impl Source {
                     .manifest(&reference.manifest_name(), reference.digest())
                     .await?;
                 let manifest = self.parse(&fetched)?;
-                Ok((Step::Manifest(fetched, manifest), reference.name()))
+                Ok((
+                    Step::Manifest(Box::new((fetched, manifest))),
+                    reference.name(),
+                ))
             }
             (
                 Inner::Oci(layout),
@@ -110,8 +112,8 @@ impl Source {
                 match root {
                     Root::ByPlatform(index) => Ok((Step::Index(index), name)),
                     Root::One(entry) => {
-                        let (fetched, manifest) = self.manifest(&entry).await?;
-                        Ok((Step::Manifest(fetched, manifest), name))
+                        let first = self.manifest(&entry).await?;
+                        Ok((Step::Manifest(Box::new(first)), name))
                     }
                 }
             }
@@ -125,7 +127,7 @@ impl Source {
                 };
                 let manifest = self.parse(&fetched)?;
                 let name = local_name(file, archive.name.as_deref().or(image.as_deref()));
-                Ok((Step::Manifest(fetched, manifest), name))
+                Ok((Step::Manifest(Box::new((fetched, manifest))), name))
             }
             // `open` makes only the pairs above.
             _ => Err(SourceError::Stopped),
@@ -135,8 +137,7 @@ impl Source {
     /// Follows lists down to one image.
     async fn descend(
         &self,
-        mut fetched: Fetched,
-        mut manifest: Manifest,
+        (mut fetched, mut manifest): (Fetched, Manifest),
         wanted: &Platform,
     ) -> Result<(Fetched, ImageManifest), SourceError> {
         for _ in 0..=NESTING_MAX {
@@ -257,6 +258,6 @@ impl Source {
 
 /// Where the way to an image starts.
 enum Step {
-    Manifest(Fetched, Manifest),
+    Manifest(Box<(Fetched, Manifest)>),
     Index(crate::manifest::Index),
 }

@@ -175,10 +175,10 @@ impl fmt::Display for SourceSpec {
 /// A name without a registry stands under [`LOCAL_REGISTRY`], never under `docker.io`: an archive
 /// cannot pass for an official image by leaving the registry out.
 pub(crate) fn local_name(path: &Path, name: Option<&str>) -> ImageName {
-    if let Some(name) = name.filter(|name| name.contains(['/', ':'])) {
-        if let Ok(reference) = Reference::parse_with_default(name, LOCAL_REGISTRY) {
-            return reference.name();
-        }
+    if let Some(name) = name.filter(|name| name.contains(['/', ':']))
+        && let Ok(reference) = Reference::parse_with_default(name, LOCAL_REGISTRY)
+    {
+        return reference.name();
     }
     let stem = path
         .file_name()

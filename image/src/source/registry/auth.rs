@@ -172,7 +172,7 @@ impl Authority {
             return (Some(credential.clone()), None);
         }
         credentials::find(
-            &self.options.files,
+            &self.options,
             &self.key,
             &self.repository,
             self.deadlines.helper,

@@ -4,7 +4,7 @@
 //! Helpers are run here and not by a library, so that one that hangs is killed at its deadline and
 //! nothing it prints gets into an error.
 
-use std::{collections::HashMap, io, path::Path, process::Stdio, time::Duration};
+use std::{collections::HashMap, ffi::OsStr, io, path::Path, process::Stdio, time::Duration};
 
 use base64::{
     Engine,
@@ -18,7 +18,7 @@ use tokio::{
     time::timeout,
 };
 
-use crate::source::options::Credential;
+use crate::source::options::{AuthOptions, Credential};
 
 /// Largest credential file, and most that a helper may print, in bytes.
 const FILE_MAX: u64 = 1 << 20;
@@ -50,14 +50,18 @@ struct AuthEntry {
 /// A file or helper that fails is logged and passed over, and named in the second value, because
 /// many images need no credential; it then explains a denial.
 pub(crate) async fn find(
-    files: &[std::path::PathBuf],
+    options: &AuthOptions,
     registry: &str,
     repository: &str,
     helper_deadline: Duration,
 ) -> (Option<Credential>, Option<String>) {
     let mut trouble = None;
-    for file in files {
-        match find_in(file, registry, repository, helper_deadline).await {
+    let helpers = Helpers {
+        path: options.helper_path.as_deref(),
+        deadline: helper_deadline,
+    };
+    for file in &options.files {
+        match find_in(file, registry, repository, helpers).await {
             Ok(Some(credential)) => return (Some(credential), trouble),
             Ok(None) => {}
             Err(reason) => {
@@ -74,7 +78,7 @@ async fn find_in(
     path: &Path,
     registry: &str,
     repository: &str,
-    deadline: Duration,
+    helpers: Helpers<'_>,
 ) -> Result<Option<Credential>, String> {
     let Some(bytes) = read_file(path)
         .await
@@ -100,7 +104,7 @@ async fn find_in(
         .get(registry)
         .or_else(|| file.cred_helpers.get(server))
     {
-        return ask_helper(helper, server, deadline).await;
+        return helpers.ask(helper, server).await;
     }
     if let Some(credential) = file
         .entry(registry, repository)
@@ -109,7 +113,7 @@ async fn find_in(
         return credential.map(Some);
     }
     match &file.creds_store {
-        Some(helper) if !helper.is_empty() => ask_helper(helper, server, deadline).await,
+        Some(helper) if !helper.is_empty() => helpers.ask(helper, server).await,
         _ => Ok(None),
     }
 }
@@ -209,67 +213,77 @@ struct HelperReply {
     secret: String,
 }
 
-/// Runs `docker-credential-<helper> get`; `None` when it knows nothing of the server.
-///
-/// Source: the docker-credential-helpers project, "get" command.
-async fn ask_helper(
-    helper: &str,
-    server: &str,
+/// How credential helpers are run.
+#[derive(Clone, Copy)]
+struct Helpers<'a> {
+    path: Option<&'a OsStr>,
     deadline: Duration,
-) -> Result<Option<Credential>, String> {
-    let good = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'.');
-    if helper.is_empty() || !helper.bytes().all(good) {
-        return Err("it names a credential helper that is no program name".to_owned());
-    }
-    let program = format!("docker-credential-{helper}");
-    let (ok, output) = timeout(deadline, run(&program, server))
-        .await
-        .map_err(|_| format!("{program} gave no answer within {deadline:?} and was stopped"))?
-        .map_err(|e| format!("{program} could not be run: {e}"))?;
-    if !ok {
-        // The one failure with a fixed text; everything else that helpers print may hold secrets.
-        let text = String::from_utf8_lossy(&output);
-        return if text.contains("credentials not found") {
-            Ok(None)
-        } else {
-            Err(format!("{program} failed"))
-        };
-    }
-    let reply: HelperReply =
-        serde_json::from_slice(&output).map_err(|_| format!("{program} gave no credential"))?;
-    Ok(Some(match reply.username.as_str() {
-        "<token>" => Credential::IdentityToken(reply.secret),
-        _ => Credential::Password {
-            user: reply.username,
-            password: reply.secret,
-        },
-    }))
 }
 
-/// Exit status and output of a helper; dropping the future kills it.
-async fn run(program: &str, server: &str) -> io::Result<(bool, Vec<u8>)> {
-    let mut child = Command::new(program)
-        .arg("get")
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::null())
-        .kill_on_drop(true)
-        .spawn()?;
-    if let Some(mut stdin) = child.stdin.take() {
-        match stdin.write_all(server.as_bytes()).await {
-            // A helper may answer without reading its question to the end.
-            Err(error) if error.kind() != io::ErrorKind::BrokenPipe => return Err(error),
-            _ => {}
+impl Helpers<'_> {
+    /// Runs `docker-credential-<helper> get`; `None` when it knows nothing of the server.
+    ///
+    /// Source: the docker-credential-helpers project, "get" command.
+    async fn ask(self, helper: &str, server: &str) -> Result<Option<Credential>, String> {
+        let good = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'.');
+        if helper.is_empty() || !helper.bytes().all(good) {
+            return Err("it names a credential helper that is no program name".to_owned());
         }
+        let program = format!("docker-credential-{helper}");
+        let deadline = self.deadline;
+        let (ok, output) = timeout(deadline, self.run(&program, server))
+            .await
+            .map_err(|_| format!("{program} gave no answer within {deadline:?} and was stopped"))?
+            .map_err(|e| format!("{program} could not be run: {e}"))?;
+        if !ok {
+            // The one failure with a fixed text; everything else that helpers print may hold secrets.
+            let text = String::from_utf8_lossy(&output);
+            return if text.contains("credentials not found") {
+                Ok(None)
+            } else {
+                Err(format!("{program} failed"))
+            };
+        }
+        let reply: HelperReply =
+            serde_json::from_slice(&output).map_err(|_| format!("{program} gave no credential"))?;
+        Ok(Some(match reply.username.as_str() {
+            "<token>" => Credential::IdentityToken(reply.secret),
+            _ => Credential::Password {
+                user: reply.username,
+                password: reply.secret,
+            },
+        }))
     }
-    let mut output = Vec::new();
-    if let Some(stdout) = child.stdout.take() {
-        stdout
-            .take(HELPER_OUTPUT_MAX)
-            .read_to_end(&mut output)
-            .await?;
+
+    /// Exit status and output of a helper; dropping the future kills it.
+    async fn run(self, program: &str, server: &str) -> io::Result<(bool, Vec<u8>)> {
+        let mut command = Command::new(program);
+        if let Some(path) = self.path {
+            command.env("PATH", path);
+        }
+        let mut child = command
+            .arg("get")
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::null())
+            .kill_on_drop(true)
+            .spawn()?;
+        if let Some(mut stdin) = child.stdin.take() {
+            match stdin.write_all(server.as_bytes()).await {
+                // A helper may answer without reading its question to the end.
+                Err(error) if error.kind() != io::ErrorKind::BrokenPipe => return Err(error),
+                _ => {}
+            }
+        }
+        let mut output = Vec::new();
+        if let Some(stdout) = child.stdout.take() {
+            stdout
+                .take(HELPER_OUTPUT_MAX)
+                .read_to_end(&mut output)
+                .await?;
+        }
+        Ok((child.wait().await?.success(), output))
     }
-    Ok((child.wait().await?.success(), output))
 }
 
 #[cfg(test)]
@@ -294,13 +308,11 @@ mod tests {
         let file = dir.path().join("auth.json");
         std::fs::write(&file, json).unwrap();
         let missing = dir.path().join("missing.json");
-        find(
-            &[missing, file],
-            registry,
-            repository,
-            Duration::from_secs(5),
-        )
-        .await
+        let options = AuthOptions {
+            files: vec![missing, file],
+            ..AuthOptions::default()
+        };
+        find(&options, registry, repository, Duration::from_secs(5)).await
     }
 
     #[tokio::test]

@@ -259,7 +259,9 @@ impl Endpoint {
                     });
                 }
                 _ => {
-                    return Err(status_error(reply.response, &reply.url, self.deadlines.read).await);
+                    return Err(
+                        status_error(reply.response, &reply.url, self.deadlines.read).await,
+                    );
                 }
             }
         }
