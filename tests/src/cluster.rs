@@ -360,18 +360,15 @@ impl Cluster {
 
     /// Waits until the mount serves, metad answers and a donor is known.
     pub fn wait_ready(&mut self) -> Result<()> {
-        let path = self.mount().join(".status/node.json");
         let ready = shell::until("the mount serves", READY_LIMIT, || {
             for part in Part::ALL {
                 if self.children[part as usize].is_some() && self.ended(part)? {
                     bail!("{} ended by itself", part.name());
                 }
             }
-            let Ok(text) = std::fs::read(&path) else {
-                return Ok(None);
-            };
-            let node: Value = serde_json::from_slice(&text).context(".status/node.json")?;
-            Ok((node["ready"] == true).then_some(()))
+            let output = self.run(["status", "--json"])?;
+            let status: Value = serde_json::from_slice(&output.stdout).unwrap_or_default();
+            Ok((output.status.success() && status["node"]["ready"] == true).then_some(()))
         });
         ready.with_context(|| self.logs())
     }

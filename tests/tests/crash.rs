@@ -1,0 +1,306 @@
+//! Kill -9 at every step of a pull, of whoever is at work: after a restart no half image is
+//! visible, no space is lost, the next pull succeeds.
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
+use std::{
+    fs,
+    process::Command,
+    time::{Duration, Instant},
+};
+
+use harbour_tests::{
+    cluster::{Cluster, Part, Pulled},
+    layers::{Entry, Layout},
+    shell,
+};
+use serde_json::Value;
+
+/// Memory lent: room for [`Image::SIZE`] a few times.
+const LEND: &str = "64MiB";
+/// Until leases of the dead have run out and readers have acknowledged.
+const SETTLE_LIMIT: Duration = Duration::from_secs(60);
+/// One pull beside a dead or dying daemon.
+const PULL_LIMIT: Duration = Duration::from_secs(60);
+
+/// A made-up image of two layers whose bytes no other image has.
+struct Image {
+    layout: Layout,
+    seed: u64,
+}
+
+impl Image {
+    const SIZE: usize = 6_000_000;
+
+    fn new(cluster: &Cluster, seed: u64) -> Self {
+        let mut layout = Layout::create(&cluster.dir().join(format!("layout-{seed}"))).unwrap();
+        let layer = |n: u64| {
+            vec![
+                Entry::dir(format!("dir-{n}")),
+                Entry::file(format!("dir-{n}/large"), bytes(seed * 10 + n, Self::SIZE / 2)),
+                Entry::file(format!("dir-{n}/small"), format!("{seed}")),
+            ]
+        };
+        layout.image("i", &[layer(0), layer(1)]).unwrap();
+        Self { layout, seed }
+    }
+
+    fn reference(&self) -> String {
+        self.layout.reference("i")
+    }
+
+    /// Everything in it, through the mount.
+    fn check(&self, cluster: &Cluster, image: &Pulled) {
+        let rootfs = cluster.rootfs(image).unwrap();
+        for n in 0..2 {
+            let large = fs::read(rootfs.join(format!("dir-{n}/large"))).unwrap();
+            assert!(large == bytes(self.seed * 10 + n, Self::SIZE / 2), "image {}: other bytes", self.seed);
+            assert_eq!(fs::read_to_string(rootfs.join(format!("dir-{n}/small"))).unwrap(), self.seed.to_string());
+        }
+    }
+}
+
+fn bytes(seed: u64, len: usize) -> Vec<u8> {
+    let mut state = seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1;
+    let mut out = Vec::with_capacity(len + 8);
+    while out.len() < len {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        out.extend(state.wrapping_mul(0x2545_F491_4F6C_DD1D).to_le_bytes());
+    }
+    out.truncate(len);
+    out
+}
+
+fn images(cluster: &Cluster) -> Vec<Value> {
+    cluster.json("images").unwrap().as_array().unwrap().clone()
+}
+
+fn name_of(image: &Value) -> String {
+    let field = |key: &str| image[key].as_str().unwrap().to_owned();
+    format!("{}/{}:{}", field("registry"), field("repository"), field("tag"))
+}
+
+/// What is listed stands whole under the mount, and nothing else stands there.
+fn nothing_is_half(cluster: &Cluster, after: &str) {
+    for image in images(cluster) {
+        let rootfs = image["rootfs"].as_str().unwrap().to_owned();
+        let whole = shell::until("the image is there", Duration::from_secs(20), || {
+            Ok(fs::read_dir(format!("{rootfs}/dir-1")).is_ok().then_some(()))
+        });
+        whole.unwrap_or_else(|e| panic!("after {after}: {rootfs}: {e:#}\n{}", cluster.logs()));
+        for n in 0..2 {
+            let got = fs::read(format!("{rootfs}/dir-{n}/large"));
+            let got = got.unwrap_or_else(|e| panic!("after {after}: {rootfs}: {e}\n{}", cluster.logs()));
+            assert_eq!(got.len(), Image::SIZE / 2, "after {after}: {rootfs}");
+        }
+    }
+    let shown = count_rootfs(&cluster.mount().join("images"));
+    assert_eq!(shown, images(cluster).len(), "after {after}: images under the mount");
+}
+
+fn count_rootfs(dir: &std::path::Path) -> usize {
+    let Ok(list) = fs::read_dir(dir) else { return 0 };
+    list.flatten().map(|e| if e.file_name() == "rootfs" { 1 } else if e.path().join("rootfs").exists() { 1 } else { count_rootfs(&e.path()) }).sum()
+}
+
+/// Takes every image away and waits until the books say that nothing is used.
+fn no_space_is_lost(cluster: &Cluster, after: &str) {
+    for image in images(cluster) {
+        cluster.harbour(["rm", &name_of(&image)]).unwrap();
+    }
+    let mut last = Value::Null;
+    let settled = shell::until("the books are empty", SETTLE_LIMIT, || {
+        last = cluster.json("status")?["metad"].clone();
+        let keys = ["used_bytes", "reserved_bytes", "quarantined_bytes", "images", "layers", "objects", "packs"];
+        Ok(keys.iter().all(|key| last[*key] == 0).then_some(()))
+    });
+    settled.unwrap_or_else(|e| panic!("after {after}: {e:#}: {last}\n{}", cluster.logs()));
+    assert_eq!(last["free_bytes"], last["lent_bytes"], "after {after}");
+}
+
+/// A pull that may fail but has to end.
+fn pull_with(cluster: &Cluster, reference: &str, failpoint: Option<&str>) -> shell::Output {
+    let mut command: Command = cluster.command(["pull", reference]);
+    if let Some(failpoint) = failpoint {
+        command.env("HARBOUR_FAILPOINT", failpoint);
+    }
+    shell::run(&mut command, PULL_LIMIT).unwrap_or_else(|e| panic!("{e:#}\n{}", cluster.logs()))
+}
+
+#[test]
+fn the_puller_dies_at_each_step() {
+    let cluster = Cluster::start(LEND).unwrap();
+    for (n, point) in harbour::failpoint::NAMES.iter().enumerate() {
+        let image = Image::new(&cluster, n as u64);
+        let output = pull_with(&cluster, &image.reference(), Some(&format!("{point}=abort")));
+        assert!(!output.status.success(), "{point} was never reached: {}", output.stderr);
+        let visible = images(&cluster).len();
+        let wanted = usize::from(*point == "pull.committed");
+        assert_eq!(visible, wanted, "{point}: images visible");
+        nothing_is_half(&cluster, point);
+        let pulled = cluster.pull(&image.reference()).unwrap();
+        image.check(&cluster, &pulled);
+        cluster.harbour(["rm", &name_of(&images(&cluster)[0])]).unwrap();
+    }
+    no_space_is_lost(&cluster, "all steps of the puller");
+}
+
+#[test]
+fn the_puller_dies_at_any_moment() {
+    let cluster = Cluster::start(LEND).unwrap();
+    let image = Image::new(&cluster, 100);
+    let whole = pull_with(&cluster, &image.reference(), None).ok().unwrap().elapsed;
+    cluster.harbour(["rm", &name_of(&images(&cluster)[0])]).unwrap();
+    for n in 1..8_u64 {
+        let image = Image::new(&cluster, 100 + n);
+        let mut child = cluster.command(["pull", &image.reference()]).spawn().unwrap();
+        std::thread::sleep(whole.mul_f64(n as f64 / 8.0));
+        child.kill().unwrap();
+        child.wait().unwrap();
+        nothing_is_half(&cluster, &format!("{n}/8 of a pull"));
+    }
+    let pulled = cluster.pull(&image.reference()).unwrap();
+    image.check(&cluster, &pulled);
+    no_space_is_lost(&cluster, "pulls that were killed");
+}
+
+/// What a client does so that metad comes past a failpoint.
+fn provoke(cluster: &mut Cluster, point: &str, image: &Image) {
+    let pull = |cluster: &Cluster, image: &Image| drop(pull_with(cluster, &image.reference(), None));
+    match point.split('.').next().unwrap() {
+        "begin" | "reserve" | "put_index" | "stage_layer" | "commit" => pull(cluster, image),
+        "evict" => {
+            for n in 0..14 {
+                if !cluster.ended(Part::Metad).unwrap() {
+                    pull(cluster, &Image::new(cluster, image.seed + 1000 + n));
+                }
+            }
+        }
+        "abort" => {
+            let mut layout = Layout::create(&cluster.dir().join("bad")).unwrap();
+            layout.image("x", &[vec![Entry::file("f", bytes(image.seed, 5_000_000)), Entry::hard("l", "none")]]).unwrap();
+            pull_with(cluster, &layout.reference("x"), None);
+        }
+        "expire" => {
+            pull_with(cluster, &image.reference(), Some("pull.stored=abort"));
+        }
+        "remove_name" | "collect" | "release" => {
+            pull(cluster, image);
+            if let Some(first) = images(cluster).first() {
+                let _ = cluster.run(["rm", &name_of(first)]).unwrap();
+            }
+        }
+        "commit_refill" => {
+            pull(cluster, image);
+            cluster.kill(Part::Donor).unwrap();
+            cluster.start_part(Part::Donor, None).unwrap();
+            cluster.wait_ready().unwrap();
+            pull(cluster, image);
+        }
+        other => panic!("no way is known to bring metad past {other:?}: write one here"),
+    }
+}
+
+fn metad_dies(points: impl Fn(&str) -> bool) {
+    let points: Vec<_> = harbour_metad::failpoint::NAMES.iter().filter(|p| points(p)).collect();
+    assert!(!points.is_empty(), "no failpoint of these names");
+    let mut complaints = Vec::new();
+    for (n, point) in points.into_iter().enumerate() {
+        let mut cluster = Cluster::empty(LEND).unwrap();
+        cluster.start_part(Part::Metad, Some(&format!("{point}=abort"))).unwrap();
+        cluster.start_part(Part::Donor, None).unwrap();
+        cluster.start_part(Part::Node, None).unwrap();
+        cluster.wait_ready().unwrap();
+        let image = Image::new(&cluster, 200 + n as u64);
+        provoke(&mut cluster, point, &image);
+        let died = shell::until("metad dies", Duration::from_secs(40), || Ok(cluster.ended(Part::Metad)?.then_some(())));
+        if died.is_err() {
+            complaints.push(format!("{point} was never reached"));
+            continue;
+        }
+        cluster.kill(Part::Metad).unwrap();
+        cluster.start_part(Part::Metad, None).unwrap();
+        cluster.wait_ready().unwrap_or_else(|e| panic!("{point}: {e:#}"));
+        nothing_is_half(&cluster, point);
+        let pulled = cluster.pull(&image.reference()).unwrap_or_else(|e| panic!("{point}: {e:#}"));
+        image.check(&cluster, &pulled);
+        no_space_is_lost(&cluster, point);
+    }
+    assert!(complaints.is_empty(), "{}", complaints.join("\n"));
+}
+
+#[test]
+fn metad_dies_while_a_pull_begins_and_writes() {
+    metad_dies(|p| p.starts_with("begin.") || p.starts_with("reserve."));
+}
+
+#[test]
+fn metad_dies_while_a_layer_is_staged() {
+    metad_dies(|p| p.starts_with("put_index.") || p.starts_with("stage_layer."));
+}
+
+#[test]
+fn metad_dies_around_a_commit() {
+    metad_dies(|p| p.starts_with("commit.") || p.starts_with("commit_refill."));
+}
+
+#[test]
+fn metad_dies_while_space_is_freed() {
+    metad_dies(|p| {
+        let group = p.split('.').next().unwrap_or(p);
+        !matches!(group, "begin" | "reserve" | "put_index" | "stage_layer" | "commit" | "commit_refill")
+    });
+}
+
+#[test]
+fn the_donor_dies_during_a_pull() {
+    for (n, point) in ["reserve.after", "put_index.middle", "commit.before"].iter().enumerate() {
+        let mut cluster = Cluster::empty(LEND).unwrap();
+        cluster.start_part(Part::Metad, Some(&format!("{point}=sleep:1500"))).unwrap();
+        cluster.start_part(Part::Donor, None).unwrap();
+        cluster.start_part(Part::Node, None).unwrap();
+        cluster.wait_ready().unwrap();
+        let image = Image::new(&cluster, 300 + n as u64);
+        let started = Instant::now();
+        let mut child = cluster.command(["pull", &image.reference()]).spawn().unwrap();
+        std::thread::sleep(Duration::from_millis(700));
+        cluster.kill(Part::Donor).unwrap();
+        let ended = shell::wait(&mut child, started + PULL_LIMIT).unwrap();
+        assert!(ended.is_some(), "{point}: the pull hangs on a dead donor\n{}", cluster.logs());
+        cluster.start_part(Part::Donor, None).unwrap();
+        cluster.wait_ready().unwrap();
+        // Whether it was committed or not: what is visible is whole, if need be from the source.
+        nothing_is_half(&cluster, point);
+        let pulled = cluster.pull(&image.reference()).unwrap_or_else(|e| panic!("{point}: {e:#}"));
+        image.check(&cluster, &pulled);
+        no_space_is_lost(&cluster, point);
+    }
+}
+
+#[test]
+fn the_donor_dies_under_readers() {
+    let mut cluster = Cluster::start(LEND).unwrap();
+    let image = Image::new(&cluster, 400);
+    let pulled = cluster.pull(&image.reference()).unwrap();
+    cluster.kill(Part::Donor).unwrap();
+    cluster.start_part(Part::Donor, None).unwrap();
+    cluster.wait_ready().unwrap();
+    // Everything it held is lost: reads bring it back from where the image came from.
+    fs::write("/proc/sys/vm/drop_caches", "3").unwrap();
+    image.check(&cluster, &pulled);
+    no_space_is_lost(&cluster, "a donor that died under readers");
+}
+
+#[test]
+fn the_node_dies_and_comes_back() {
+    let mut cluster = Cluster::start(LEND).unwrap();
+    let image = Image::new(&cluster, 500);
+    let pulled = cluster.pull(&image.reference()).unwrap();
+    image.check(&cluster, &pulled);
+    cluster.kill(Part::Node).unwrap();
+    cluster.start_part(Part::Node, None).unwrap();
+    cluster.wait_ready().unwrap();
+    image.check(&cluster, &pulled);
+    no_space_is_lost(&cluster, "a node that died");
+}
