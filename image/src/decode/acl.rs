@@ -32,9 +32,13 @@ pub(super) enum Acl {
 /// Reads a text ACL. An access ACL that only repeats the permission bits is [`Acl::Trivial`], as
 /// the kernel drops it too; a default ACL has no bits that could stand for it.
 pub(super) fn parse(text: &[u8], is_default: bool) -> Acl {
-    let Ok(text) = str::from_utf8(text) else { return Acl::Unusable };
+    let Ok(text) = str::from_utf8(text) else {
+        return Acl::Unusable;
+    };
     let mut entries = Vec::new();
-    let lines = text.split([',', '\n']).map(|line| line.split('#').next().unwrap_or_default().trim());
+    let lines = text
+        .split([',', '\n'])
+        .map(|line| line.split('#').next().unwrap_or_default().trim());
     for line in lines.filter(|line| !line.is_empty()) {
         match entry(line) {
             Some(entry) => entries.push(entry),
@@ -112,7 +116,9 @@ fn is_valid(sorted: &[Entry]) -> bool {
     [Tag::UserObj, Tag::GroupObj, Tag::Other].map(count) == [1, 1, 1]
         && count(Tag::Mask) <= 1
         && (!named || count(Tag::Mask) == 1)
-        && sorted.windows(2).all(|pair| (pair[0].0, pair[0].1) != (pair[1].0, pair[1].1))
+        && sorted
+            .windows(2)
+            .all(|pair| (pair[0].0, pair[0].1) != (pair[1].0, pair[1].1))
 }
 
 #[cfg(test)]
@@ -140,8 +146,14 @@ mod tests {
         ] {
             assert_eq!(parse(text.as_bytes(), false), binary, "{text}");
         }
-        assert_eq!(parse(b"user::rw-,group::r--,other::r--", false), Acl::Trivial);
-        assert!(matches!(parse(b"user::rw-,group::r--,other::r--", true), Acl::Binary(_)));
+        assert_eq!(
+            parse(b"user::rw-,group::r--,other::r--", false),
+            Acl::Trivial
+        );
+        assert!(matches!(
+            parse(b"user::rw-,group::r--,other::r--", true),
+            Acl::Binary(_)
+        ));
         assert_eq!(parse(b"", true), Acl::Trivial);
         for bad in [
             "user::rwx,user:lisa:rw-,group::r-x,mask::rwx,other::r--",

@@ -43,7 +43,13 @@ enum Found {
 
 impl<'a> Builder<'a> {
     pub(super) fn new(limits: &'a DecodeLimits) -> Self {
-        Self { limits, tree: Tree::new(), pending: BTreeMap::new(), last: None, bytes: 0 }
+        Self {
+            limits,
+            tree: Tree::new(),
+            pending: BTreeMap::new(),
+            last: None,
+            bytes: 0,
+        }
     }
 
     /// The directory at `path`, with what is missing on the way made as implied directories.
@@ -61,8 +67,12 @@ impl<'a> Builder<'a> {
                     NodeKind::Symlink(target) => walk.follow(name, target)?,
                     // The name was deleted and made anew, so nothing of lower layers is left.
                     NodeKind::Whiteout => {
-                        let dir = Dir { opaque: true, ..Dir::default() };
-                        let id = self.add_dir(walk.here(), walk.bytes(name), implied_meta(), dir)?;
+                        let dir = Dir {
+                            opaque: true,
+                            ..Dir::default()
+                        };
+                        let id =
+                            self.add_dir(walk.here(), walk.bytes(name), implied_meta(), dir)?;
                         walk.down(name, id)?;
                     }
                     _ => return Err(walk.not_a_directory(name)),
@@ -71,7 +81,10 @@ impl<'a> Builder<'a> {
                     return Err(walk.not_a_directory(name));
                 }
                 None => {
-                    let dir = Dir { implied: true, ..Dir::default() };
+                    let dir = Dir {
+                        implied: true,
+                        ..Dir::default()
+                    };
                     let id = self.add_dir(walk.here(), walk.bytes(name), implied_meta(), dir)?;
                     walk.down(name, id)?;
                 }
@@ -96,7 +109,15 @@ impl<'a> Builder<'a> {
         }
         // Whatever stood there, a whiteout or a file, had hidden what lower layers have.
         let opaque = there.is_some() || self.is_pending(parent, name);
-        self.add_dir(parent, name, meta, Dir { opaque, ..Dir::default() })?;
+        self.add_dir(
+            parent,
+            name,
+            meta,
+            Dir {
+                opaque,
+                ..Dir::default()
+            },
+        )?;
         Ok(())
     }
 
@@ -121,7 +142,10 @@ impl<'a> Builder<'a> {
             }
             None if self.is_pending(parent, name) => Ok(()),
             None => {
-                let node = Node { meta: Meta::default(), kind: NodeKind::Whiteout };
+                let node = Node {
+                    meta: Meta::default(),
+                    kind: NodeKind::Whiteout,
+                };
                 self.node(parent, name, node)
             }
         }
@@ -150,7 +174,10 @@ impl<'a> Builder<'a> {
         }
         self.count_bytes(path.as_bytes().len() + target.as_bytes().len() + 2 * NAME_COST)?;
         self.forget(parent, path.name());
-        let pending = Pending { path: path.as_bytes().into(), target: target.clone() };
+        let pending = Pending {
+            path: path.as_bytes().into(),
+            target: target.clone(),
+        };
         self.pending.insert((parent, path.name().into()), pending);
         Ok(())
     }
@@ -161,7 +188,9 @@ impl<'a> Builder<'a> {
             let mut chain = vec![first];
             let id = loop {
                 // A link may lead to a link that waits as well; each is followed once.
-                let Some((_, link)) = chain.last() else { break Tree::ROOT };
+                let Some((_, link)) = chain.last() else {
+                    break Tree::ROOT;
+                };
                 let fault = |kind| Fault::at(&link.path, kind);
                 let target = || printable(link.target.as_bytes());
                 match self.find(&link.target).map_err(fault)? {
@@ -187,7 +216,8 @@ impl<'a> Builder<'a> {
                 }
             };
             for ((parent, name), link) in chain {
-                self.set(parent, &name, id).map_err(|kind| Fault::at(&link.path, kind))?;
+                self.set(parent, &name, id)
+                    .map_err(|kind| Fault::at(&link.path, kind))?;
             }
         }
         Ok(self.tree)
@@ -195,9 +225,9 @@ impl<'a> Builder<'a> {
 
     fn check_linkable(&self, id: NodeId, target: &EntryPath) -> Result<(), Kind> {
         match self.tree.node(id).kind {
-            NodeKind::Dir(_) => {
-                Err(Kind::HardLinkToDirectory { target: printable(target.as_bytes()) })
-            }
+            NodeKind::Dir(_) => Err(Kind::HardLinkToDirectory {
+                target: printable(target.as_bytes()),
+            }),
             _ => Ok(()),
         }
     }
@@ -206,7 +236,9 @@ impl<'a> Builder<'a> {
     fn find(&self, path: &EntryPath) -> Result<Found, Kind> {
         let mut walk = Walk::new(path.parent());
         while let Some(name) = walk.next_name()? {
-            let Some(id) = self.child(walk.here(), walk.bytes(name)) else { return Ok(Found::Nowhere) };
+            let Some(id) = self.child(walk.here(), walk.bytes(name)) else {
+                return Ok(Found::Nowhere);
+            };
             match &self.tree.node(id).kind {
                 NodeKind::Dir(_) => walk.down(name, id)?,
                 NodeKind::Symlink(target) => walk.follow(name, target)?,
@@ -254,7 +286,10 @@ impl<'a> Builder<'a> {
         meta: Meta,
         dir: Dir,
     ) -> Result<NodeId, Kind> {
-        let id = self.add(Node { meta, kind: NodeKind::Dir(dir) })?;
+        let id = self.add(Node {
+            meta,
+            kind: NodeKind::Dir(dir),
+        })?;
         self.set(parent, name, id)?;
         Ok(id)
     }
@@ -291,9 +326,14 @@ impl<'a> Builder<'a> {
         if !self.pending.is_empty() {
             self.pending.remove(&(parent, name.into()));
         }
-        let NodeKind::Dir(dir) = &mut self.node_mut(parent).kind else { return };
+        let NodeKind::Dir(dir) = &mut self.node_mut(parent).kind else {
+            return;
+        };
         if let Some(old) = dir.entries.remove(name)
-            && matches!(self.tree.node(old).kind, NodeKind::Dir(_) | NodeKind::Symlink(_))
+            && matches!(
+                self.tree.node(old).kind,
+                NodeKind::Dir(_) | NodeKind::Symlink(_)
+            )
         {
             // The path that was remembered may have led through it.
             self.last = None;
@@ -310,10 +350,16 @@ impl<'a> Builder<'a> {
 }
 
 fn xattr_bytes(meta: &Meta) -> usize {
-    meta.xattrs.iter().map(|(name, value)| name.len() + value.len() + NAME_COST).sum()
+    meta.xattrs
+        .iter()
+        .map(|(name, value)| name.len() + value.len() + NAME_COST)
+        .sum()
 }
 
 /// Of a directory that no entry names.
 fn implied_meta() -> Meta {
-    Meta { mode: 0o755, ..Meta::default() }
+    Meta {
+        mode: 0o755,
+        ..Meta::default()
+    }
 }

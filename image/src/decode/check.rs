@@ -22,7 +22,9 @@ pub fn check_tree(
     // Walked from the root, each directory may be met once: then there is no cycle either.
     let mut todo = vec![Tree::ROOT];
     while let Some(id) = todo.pop() {
-        let Kind::Dir(dir) = &tree.node(id).kind else { continue };
+        let Kind::Dir(dir) = &tree.node(id).kind else {
+            continue;
+        };
         for child in dir.entries.values().filter(|child| is_dir(tree, **child)) {
             if *child == Tree::ROOT || std::mem::replace(&mut is_met[child.0 as usize], true) {
                 return Err(format!("directory {} has two names", child.0));
@@ -47,7 +49,8 @@ fn check_node(
         return Err(format!("mode {:o}, {} ns", meta.mode, meta.mtime.nanos));
     }
     for name in meta.xattrs.keys() {
-        let is_overlay = name.starts_with(b"trusted.overlay.") || name.starts_with(b"user.overlay.");
+        let is_overlay =
+            name.starts_with(b"trusted.overlay.") || name.starts_with(b"user.overlay.");
         if name.is_empty() || name.len() > 255 || name.contains(&0) || is_overlay {
             return Err(format!("attribute {name:?}"));
         }
@@ -90,7 +93,10 @@ fn check_content(
             return Err(format!("{run:?} goes across a multiple of {OBJECT_MAX}"));
         }
         if object_len(run.object) != Some(len) {
-            return Err(format!("{run:?}, object of {:?} bytes", object_len(run.object)));
+            return Err(format!(
+                "{run:?}, object of {:?} bytes",
+                object_len(run.object)
+            ));
         }
         end = run.offset + u64::from(run.len);
     }

@@ -3,11 +3,7 @@
 //! Cuts lie at multiples of [`OBJECT_MAX`] in the file, so that equal files give equal objects
 //! wherever they stand. An object of zeros becomes a hole, whether the tar knew it or not.
 
-use super::{
-    DecodeStats,
-    error::DecodeErrorKind as Kind,
-    stream::TarStream,
-};
+use super::{DecodeStats, error::DecodeErrorKind as Kind, stream::TarStream};
 use crate::{
     object::OBJECT_MAX,
     tree::{Content, ObjectSink, Run},
@@ -56,7 +52,10 @@ impl Cutter {
             tar.check_ratio(stats.object_bytes)?;
             offset += len as u64;
         }
-        Ok(Content { size, runs: std::mem::take(&mut self.runs) })
+        Ok(Content {
+            size,
+            runs: std::mem::take(&mut self.runs),
+        })
     }
 
     /// A file of `size` bytes whose data is `segments`, in order.
@@ -72,7 +71,10 @@ impl Cutter {
             self.segment(offset, len, tar, sink, stats)?;
         }
         self.flush(tar, sink, stats)?;
-        Ok(Content { size, runs: std::mem::take(&mut self.runs) })
+        Ok(Content {
+            size,
+            runs: std::mem::take(&mut self.runs),
+        })
     }
 
     fn segment<S: ObjectSink>(
@@ -115,7 +117,8 @@ impl Cutter {
         stats: &mut DecodeStats,
     ) -> Result<(), Kind> {
         if !self.object.is_empty() {
-            self.runs.extend(put(self.start, &self.object, sink, stats)?);
+            self.runs
+                .extend(put(self.start, &self.object, sink, stats)?);
             self.object.clear();
             tar.check_ratio(stats.object_bytes)?;
         }
@@ -134,13 +137,21 @@ fn put<S: ObjectSink>(
         stats.zero_bytes += bytes.len() as u64;
         return Ok(None);
     }
-    let object = sink.put(bytes).map_err(|error| Kind::Sink(Box::new(error)))?;
+    let object = sink
+        .put(bytes)
+        .map_err(|error| Kind::Sink(Box::new(error)))?;
     stats.objects += 1;
     stats.object_bytes += bytes.len() as u64;
-    Ok(Some(Run { offset, object, len: bytes.len() as u32 }))
+    Ok(Some(Run {
+        offset,
+        object,
+        len: bytes.len() as u32,
+    }))
 }
 
 fn is_zero(bytes: &[u8]) -> bool {
     // In pieces, so that each is compared without branches and data ends the search early.
-    bytes.chunks(64).all(|piece| piece.iter().fold(0, |all, byte| all | byte) == 0)
+    bytes
+        .chunks(64)
+        .all(|piece| piece.iter().fold(0, |all, byte| all | byte) == 0)
 }

@@ -83,7 +83,11 @@ impl EntryReader {
                 tar.skip(size.saturating_add(padding(size)), "a volume label")?;
                 continue;
             }
-            let total = if flag == b'g' { &mut self.global_bytes } else { &mut extension_bytes };
+            let total = if flag == b'g' {
+                &mut self.global_bytes
+            } else {
+                &mut extension_bytes
+            };
             *total = size.saturating_add(*total);
             if *total > limits.extension_bytes_max {
                 let kind = Kind::limit(Limit::ExtensionBytes, limits.extension_bytes_max);
@@ -113,7 +117,9 @@ impl EntryReader {
         limits: &DecodeLimits,
     ) -> Result<Option<Header>, Kind> {
         let at = tar.position();
-        let Some(block) = tar.block()? else { return Ok(None) };
+        let Some(block) = tar.block()? else {
+            return Ok(None);
+        };
         if block == [0; BLOCK] {
             return match tar.block()? {
                 None => Ok(None),
@@ -140,9 +146,20 @@ fn entry(
     limits: &DecodeLimits,
     stats: &mut DecodeStats,
 ) -> Result<Entry, Fault> {
-    let names = [extensions.sparse.name.take(), extensions.path.take(), extensions.long_name.take()];
-    let path = names.into_iter().flatten().next().unwrap_or_else(|| header.name());
-    let mut entry = Entry { path, ..Entry::default() };
+    let names = [
+        extensions.sparse.name.take(),
+        extensions.path.take(),
+        extensions.long_name.take(),
+    ];
+    let path = names
+        .into_iter()
+        .flatten()
+        .next()
+        .unwrap_or_else(|| header.name());
+    let mut entry = Entry {
+        path,
+        ..Entry::default()
+    };
     match entry.fill(header, extensions, tar, limits, stats) {
         Ok(()) => Ok(entry),
         Err(kind) => Err(Fault::at(&entry.path, kind)),
@@ -180,19 +197,17 @@ impl Entry {
             self.sparse = Some(map);
             self.stored -= taken;
         }
-        self.link =
-            extensions.link.or(extensions.long_link).unwrap_or_else(|| header.link().to_vec());
+        self.link = extensions
+            .link
+            .or(extensions.long_link)
+            .unwrap_or_else(|| header.link().to_vec());
         Ok(())
     }
 }
 
 /// What the type flag means, and whether data follows: a size in the header of a link, a
 /// directory or a device is noise that some writers leave there.
-fn kind(
-    header: &Header,
-    extensions: &Extensions,
-    path: &[u8],
-) -> Result<(EntryKind, bool), Kind> {
+fn kind(header: &Header, extensions: &Extensions, path: &[u8]) -> Result<(EntryKind, bool), Kind> {
     let device = || -> Result<(u32, u32), Kind> {
         let numbers = header.device();
         match (extensions.device_major, extensions.device_minor) {
@@ -219,11 +234,7 @@ fn kind(
     })
 }
 
-fn meta(
-    header: &Header,
-    extensions: &Extensions,
-    stats: &mut DecodeStats,
-) -> Result<Meta, Kind> {
+fn meta(header: &Header, extensions: &Extensions, stats: &mut DecodeStats) -> Result<Meta, Kind> {
     Ok(Meta {
         mode: header.mode()?,
         uid: extensions.uid.map_or_else(|| header.uid(), Ok)?,
@@ -239,7 +250,10 @@ fn padding(size: u64) -> u64 {
 }
 
 fn until_nul(mut data: Vec<u8>) -> Vec<u8> {
-    let end = data.iter().position(|byte| *byte == 0).unwrap_or(data.len());
+    let end = data
+        .iter()
+        .position(|byte| *byte == 0)
+        .unwrap_or(data.len());
     data.truncate(end);
     data
 }

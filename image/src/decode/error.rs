@@ -126,7 +126,9 @@ pub enum DecodeErrorKind {
         parent: String,
     },
     /// The path goes through a symbolic link that leads out of the layer.
-    #[error("the path goes through the symbolic link \"{link}\", whose target \"{target}\" leaves the layer")]
+    #[error(
+        "the path goes through the symbolic link \"{link}\", whose target \"{target}\" leaves the layer"
+    )]
     SymlinkEscapes {
         /// Path of the link.
         link: String,
@@ -186,7 +188,9 @@ pub enum DecodeErrorKind {
         max: u64,
     },
     /// The blob grows too much: a compression bomb, or a huge file of zeros.
-    #[error("{blob} bytes of blob became {unpacked} bytes, more than {max} for one: this looks like a compression bomb")]
+    #[error(
+        "{blob} bytes of blob became {unpacked} bytes, more than {max} for one: this looks like a compression bomb"
+    )]
     Bomb {
         /// Bytes of blob read.
         blob: u64,
@@ -231,7 +235,11 @@ pub enum NameFault {
 
 impl DecodeError {
     pub(crate) fn new(label: &str, entry: Option<String>, kind: DecodeErrorKind) -> Self {
-        Self(Box::new(Inner { label: label.to_owned(), entry, kind }))
+        Self(Box::new(Inner {
+            label: label.to_owned(),
+            entry,
+            kind,
+        }))
     }
 
     /// The layer, as the caller called it.
@@ -273,7 +281,9 @@ impl fmt::Display for DecodeError {
         write!(f, ": {}", self.kind())?;
         f.write_str(match self.remedy() {
             Remedy::Retry => "; try again",
-            Remedy::Refetch => "; fetch the layer again, from another source if this one repeats it",
+            Remedy::Refetch => {
+                "; fetch the layer again, from another source if this one repeats it"
+            }
             Remedy::Rebuild => "; rebuild the image with a correct layer",
             Remedy::RaiseLimit => "; if the layer is to be trusted, raise the limit",
             Remedy::Sink => "",
@@ -290,7 +300,10 @@ impl Error for DecodeError {
 
 impl DecodeErrorKind {
     pub(crate) fn number(field: &'static str, text: &[u8]) -> Self {
-        Self::Number { field, text: printable(text) }
+        Self::Number {
+            field,
+            text: printable(text),
+        }
     }
 
     pub(crate) fn limit(limit: Limit, max: u64) -> Self {

@@ -39,8 +39,8 @@ impl Extensions {
     pub(super) fn apply(&mut self, records: &[u8], is_global: bool) -> Result<(), Kind> {
         for record in Records(records) {
             let (key, value) = record?;
-            let is_own = matches!(key, b"path" | b"linkpath" | b"size")
-                || key.starts_with(b"GNU.sparse.");
+            let is_own =
+                matches!(key, b"path" | b"linkpath" | b"size") || key.starts_with(b"GNU.sparse.");
             if is_global && is_own {
                 return Err(Kind::Pax("a global header gives name, size or sparse map"));
             }
@@ -53,11 +53,16 @@ impl Extensions {
         // An empty value takes back what was said before, by a global header too.
         let given = (!value.is_empty()).then_some(value);
         let number = |field| {
-            given.map(|text| decimal(text).ok_or_else(|| Kind::number(field, text))).transpose()
+            given
+                .map(|text| decimal(text).ok_or_else(|| Kind::number(field, text)))
+                .transpose()
         };
         let id = |field| {
             let number = number(field)?;
-            number.map(u32::try_from).transpose().map_err(|_| Kind::number(field, value))
+            number
+                .map(u32::try_from)
+                .transpose()
+                .map_err(|_| Kind::number(field, value))
         };
         match key {
             b"path" => self.path = given.map(<[u8]>::to_vec),

@@ -71,7 +71,11 @@ impl Gunzip {
             Expect::Header(seen) => {
                 self.field[seen] = byte;
                 self.check_magic(seen)?;
-                if seen == 9 { self.next_part() } else { Expect::Header(seen + 1) }
+                if seen == 9 {
+                    self.next_part()
+                } else {
+                    Expect::Header(seen + 1)
+                }
             }
             Expect::ExtraLength(0) => {
                 self.field[0] = byte;
@@ -149,7 +153,12 @@ impl Gunzip {
 
     fn check_trailer(&self) -> Result<(), &'static str> {
         let word = |at: usize| {
-            u32::from_le_bytes([self.field[at], self.field[at + 1], self.field[at + 2], self.field[at + 3]])
+            u32::from_le_bytes([
+                self.field[at],
+                self.field[at + 1],
+                self.field[at + 2],
+                self.field[at + 3],
+            ])
         };
         if word(0) != self.crc.sum() {
             return Err("a member's checksum is wrong");

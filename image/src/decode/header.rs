@@ -4,7 +4,7 @@
 
 use std::ops::Range;
 
-use super::{error::DecodeErrorKind as Kind, stream::BLOCK};
+use super::{error::DecodeErrorKind as Kind, sparse::Segments, stream::BLOCK};
 use crate::tree::Time;
 
 const NAME: Range<usize> = 0..100;
@@ -87,7 +87,11 @@ impl Header {
             Format::Gnu if self.has_prefix_in_gnu() => text(&self.block[PREFIX]),
             _ => &[],
         };
-        if prefix.is_empty() { name.to_vec() } else { [prefix, b"/", name].concat() }
+        if prefix.is_empty() {
+            name.to_vec()
+        } else {
+            [prefix, b"/", name].concat()
+        }
     }
 
     /// Go before 1.8 wrote a ustar prefix under the GNU magic, and images of that time exist: it
@@ -119,7 +123,10 @@ impl Header {
     }
 
     pub(super) fn mtime(&self) -> Result<Time, Kind> {
-        Ok(Time { secs: self.number("mtime", MTIME)?, nanos: 0 })
+        Ok(Time {
+            secs: self.number("mtime", MTIME)?,
+            nanos: 0,
+        })
     }
 
     /// Bytes of data that follow.
@@ -129,12 +136,15 @@ impl Header {
     }
 
     pub(super) fn device(&self) -> Result<(u32, u32), Kind> {
-        Ok((self.unsigned("devmajor", DEV_MAJOR)?, self.unsigned("devminor", DEV_MINOR)?))
+        Ok((
+            self.unsigned("devmajor", DEV_MAJOR)?,
+            self.unsigned("devminor", DEV_MINOR)?,
+        ))
     }
 
     /// The part of an old GNU sparse map that stands in the header, the file's real length, and
     /// whether blocks with more of the map follow.
-    pub(super) fn sparse(&self) -> Result<(Vec<(u64, u64)>, u64, bool), Kind> {
+    pub(super) fn sparse(&self) -> Result<(Segments, u64, bool), Kind> {
         if self.format != Format::Gnu {
             return Err(Kind::Sparse("the header is not in GNU format"));
         }
@@ -157,12 +167,15 @@ impl Header {
 }
 
 /// A block with more of an old GNU sparse map, and whether another follows.
-pub(super) fn more_sparse(block: &[u8; BLOCK]) -> Result<(Vec<(u64, u64)>, bool), Kind> {
-    Ok((sparse_fields(&block[GNU_MORE_SPARSE])?, block[GNU_MORE_EXTENDED] != 0))
+pub(super) fn more_sparse(block: &[u8; BLOCK]) -> Result<(Segments, bool), Kind> {
+    Ok((
+        sparse_fields(&block[GNU_MORE_SPARSE])?,
+        block[GNU_MORE_EXTENDED] != 0,
+    ))
 }
 
-fn sparse_fields(fields: &[u8]) -> Result<Vec<(u64, u64)>, Kind> {
-    let mut segments = Vec::new();
+fn sparse_fields(fields: &[u8]) -> Result<Segments, Kind> {
+    let mut segments = Segments::new();
     for field in fields.chunks_exact(GNU_SEGMENT) {
         if field[0] == 0 {
             break;
@@ -179,7 +192,10 @@ fn sparse_fields(fields: &[u8]) -> Result<Vec<(u64, u64)>, Kind> {
 
 /// Up to the first NUL.
 fn text(field: &[u8]) -> &[u8] {
-    let end = field.iter().position(|byte| *byte == 0).unwrap_or(field.len());
+    let end = field
+        .iter()
+        .position(|byte| *byte == 0)
+        .unwrap_or(field.len());
     &field[..end]
 }
 
@@ -200,14 +216,19 @@ fn number(field: &[u8]) -> Option<i64> {
 
 fn octal(field: &[u8]) -> Option<i64> {
     let blank = |byte: &u8| matches!(byte, b' ' | 0);
-    let start = field.iter().position(|byte| !blank(byte)).unwrap_or(field.len());
+    let start = field
+        .iter()
+        .position(|byte| !blank(byte))
+        .unwrap_or(field.len());
     let digits = &field[start..];
     let end = digits.iter().position(blank).unwrap_or(digits.len());
     // Twelve digits of three bits fit easily.
-    digits[..end].iter().try_fold(0, |value: i64, digit| match digit {
-        b'0'..=b'7' => Some(value * 8 + i64::from(digit - b'0')),
-        _ => None,
-    })
+    digits[..end]
+        .iter()
+        .try_fold(0, |value: i64, digit| match digit {
+            b'0'..=b'7' => Some(value * 8 + i64::from(digit - b'0')),
+            _ => None,
+        })
 }
 
 #[cfg(test)]

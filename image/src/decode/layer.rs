@@ -19,7 +19,10 @@ pub(super) struct Fault {
 
 impl Fault {
     pub(super) fn at(entry: &[u8], kind: Kind) -> Self {
-        Self { entry: Some(printable(entry)), kind }
+        Self {
+            entry: Some(printable(entry)),
+            kind,
+        }
     }
 }
 
@@ -44,7 +47,9 @@ pub(super) fn decode_tar<S: ObjectSink>(
     };
     let mut reader = EntryReader::default();
     while let Some(mut entry) = reader.next(tar, &options.limits, &mut layer.stats)? {
-        layer.entry(tar, &mut entry).map_err(|kind| Fault::at(&entry.path, kind))?;
+        layer
+            .entry(tar, &mut entry)
+            .map_err(|kind| Fault::at(&entry.path, kind))?;
     }
     Ok((layer.builder.finish()?, layer.stats))
 }
@@ -60,7 +65,10 @@ struct Layer<'a, S> {
 impl<S: ObjectSink> Layer<'_, S> {
     fn entry(&mut self, tar: &mut TarStream<'_>, entry: &mut Entry) -> Result<(), Kind> {
         let path = self.path("name", &entry.path)?;
-        let mark = mark(&path).map_err(|reason| Kind::Name { what: "name", reason })?;
+        let mark = mark(&path).map_err(|reason| Kind::Name {
+            what: "name",
+            reason,
+        })?;
         match mark {
             Mark::None => return self.ordinary(tar, entry, &path),
             Mark::Opaque => self.builder.set_opaque(path.parent())?,
@@ -112,7 +120,10 @@ impl<S: ObjectSink> Layer<'_, S> {
 
     fn content(&mut self, tar: &mut TarStream<'_>, entry: &Entry) -> Result<Content, Kind> {
         let limits = &self.options.limits;
-        let size = entry.sparse.as_ref().map_or(entry.stored, |map| map.real_size);
+        let size = entry
+            .sparse
+            .as_ref()
+            .map_or(entry.stored, |map| map.real_size);
         if size > limits.file_bytes_max {
             return Err(Kind::limit(Limit::FileBytes, limits.file_bytes_max));
         }
@@ -122,9 +133,9 @@ impl<S: ObjectSink> Layer<'_, S> {
         }
         match &entry.sparse {
             None => self.cutter.whole(size, tar, self.sink, &mut self.stats),
-            Some(map) => {
-                self.cutter.sparse(size, &map.segments, tar, self.sink, &mut self.stats)
-            }
+            Some(map) => self
+                .cutter
+                .sparse(size, &map.segments, tar, self.sink, &mut self.stats),
         }
     }
 
@@ -142,7 +153,9 @@ fn symlink_target(raw: &[u8]) -> Result<Box<[u8]>, Kind> {
         return Err(Kind::SymlinkTarget("it has a NUL byte"));
     }
     if raw.len() >= PATH_MAX {
-        return Err(Kind::SymlinkTarget("it is longer than 4095 bytes, the most that Linux can have"));
+        return Err(Kind::SymlinkTarget(
+            "it is longer than 4095 bytes, the most that Linux can have",
+        ));
     }
     Ok(raw.into())
 }

@@ -32,7 +32,11 @@ impl MemorySink {
 
     /// A sink that takes no more than `bytes_max` bytes.
     pub fn with_bytes_max(bytes_max: usize) -> Self {
-        Self { objects: Vec::new(), bytes: 0, bytes_max }
+        Self {
+            objects: Vec::new(),
+            bytes: 0,
+            bytes_max,
+        }
     }
 
     /// The object behind `key`, if this sink gave it.
@@ -69,14 +73,18 @@ impl MemorySink {
     pub fn read_at(&self, content: &Content, offset: u64, into: &mut [u8]) {
         into.fill(0);
         let until = offset.saturating_add(into.len() as u64);
-        let first = content.runs.partition_point(|run| run.offset + u64::from(run.len) <= offset);
-        for run in content.runs[first..].iter().take_while(|run| run.offset < until) {
+        let first = content
+            .runs
+            .partition_point(|run| run.offset + u64::from(run.len) <= offset);
+        for run in content.runs[first..]
+            .iter()
+            .take_while(|run| run.offset < until)
+        {
             let bytes = &self.objects[run.object.0 as usize];
             let from = run.offset.max(offset);
             let to = (run.offset + u64::from(run.len)).min(until);
-            into[(from - offset) as usize..(to - offset) as usize].copy_from_slice(
-                &bytes[(from - run.offset) as usize..(to - run.offset) as usize],
-            );
+            into[(from - offset) as usize..(to - offset) as usize]
+                .copy_from_slice(&bytes[(from - run.offset) as usize..(to - run.offset) as usize]);
         }
     }
 }

@@ -30,7 +30,10 @@ impl EntryPath {
         if raw.len() > PATH_MAX {
             return Err(NameFault::PathLength(raw.len()));
         }
-        let mut path = Self { bytes: Vec::with_capacity(raw.len()), name_at: 0 };
+        let mut path = Self {
+            bytes: Vec::with_capacity(raw.len()),
+            name_at: 0,
+        };
         for component in raw.split(|byte| *byte == b'/') {
             match component {
                 b"" | b"." => continue,

@@ -64,7 +64,10 @@ pub(super) fn time(text: &[u8]) -> Option<Time> {
         Some((b'-', rest)) => (true, rest),
         _ => (false, text),
     };
-    let point = text.iter().position(|byte| *byte == b'.').unwrap_or(text.len());
+    let point = text
+        .iter()
+        .position(|byte| *byte == b'.')
+        .unwrap_or(text.len());
     let secs = i64::try_from(decimal(&text[..point])?).ok()?;
     let fraction = text.get(point + 1..).unwrap_or_default();
     let mut nanos = 0;
@@ -81,7 +84,10 @@ pub(super) fn time(text: &[u8]) -> Option<Time> {
     Some(match (negative, nanos) {
         (false, _) => Time { secs, nanos },
         (true, 0) => Time { secs: -secs, nanos },
-        (true, _) => Time { secs: -secs - 1, nanos: 1_000_000_000 - nanos },
+        (true, _) => Time {
+            secs: -secs - 1,
+            nanos: 1_000_000_000 - nanos,
+        },
     })
 }
 

@@ -13,25 +13,29 @@ use super::{
 /// Longest number in a map of format 1.0, in digits.
 const DIGITS_MAX: usize = 20;
 
+/// Offset and length in bytes of pieces of a file that are data.
+pub(super) type Segments = Vec<(u64, u64)>;
+
 /// Data segments of a file, checked: not empty, in order, apart, inside the file.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct SparseMap {
-    /// Offset and length in bytes.
-    pub(super) segments: Vec<(u64, u64)>,
+    pub(super) segments: Segments,
     /// Length of the file in bytes, holes counted.
     pub(super) real_size: u64,
 }
 
 impl SparseMap {
     /// Checks what the tar said; `stored` is the number of data bytes that follow.
-    fn new(mut segments: Vec<(u64, u64)>, real_size: u64, stored: u64) -> Result<Self, Kind> {
+    fn new(mut segments: Segments, real_size: u64, stored: u64) -> Result<Self, Kind> {
         let mut end = 0;
         let mut sum = 0;
         for &(offset, len) in &segments {
             if offset < end {
                 return Err(Kind::Sparse("segments overlap or are out of order"));
             }
-            end = offset.checked_add(len).ok_or(Kind::Sparse("a segment ends beyond 2^64"))?;
+            end = offset
+                .checked_add(len)
+                .ok_or(Kind::Sparse("a segment ends beyond 2^64"))?;
             // Segments do not overlap, so the sum cannot be more than the last end.
             sum += len;
         }
@@ -39,10 +43,15 @@ impl SparseMap {
             return Err(Kind::Sparse("a segment ends behind the file's end"));
         }
         if sum != stored {
-            return Err(Kind::Sparse("the segments hold more or less than the entry's data"));
+            return Err(Kind::Sparse(
+                "the segments hold more or less than the entry's data",
+            ));
         }
         segments.retain(|(_, len)| *len > 0);
-        Ok(Self { segments, real_size })
+        Ok(Self {
+            segments,
+            real_size,
+        })
     }
 }
 
@@ -57,7 +66,7 @@ pub(super) struct SparseKeys {
     size: Option<u64>,
     blocks: Option<u64>,
     /// `GNU.sparse.map` (0.1), or pairs of `GNU.sparse.offset` and `GNU.sparse.numbytes` (0.0).
-    map: Option<Vec<(u64, u64)>>,
+    map: Option<Segments>,
     /// An offset whose length has not come yet.
     offset: Option<u64>,
 }
@@ -73,12 +82,14 @@ impl SparseKeys {
             b"size" | b"realsize" => self.size = Some(number()?),
             b"numblocks" => self.blocks = Some(number()?),
             b"offset" => {
-                if self.offset.replace(number()?).is_some() {
-                    return Err(Kind::Sparse("an offset has no length"));
-                }
+                let open = self.offset.replace(number()?);
+                open.map_or(Ok(()), |_| Err(Kind::Sparse("an offset has no length")))?;
             }
             b"numbytes" => {
-                let offset = self.offset.take().ok_or(Kind::Sparse("a length has no offset"))?;
+                let offset = self
+                    .offset
+                    .take()
+                    .ok_or(Kind::Sparse("a length has no offset"))?;
                 self.map.get_or_insert_default().push((offset, number()?));
             }
             b"map" => self.map = Some(map_from_list(value)?),
@@ -95,15 +106,23 @@ impl SparseKeys {
         stored: u64,
         limits: &DecodeLimits,
     ) -> Result<Option<(SparseMap, u64)>, Kind> {
-        let size = || self.size.ok_or(Kind::Sparse("the file's real size is missing"));
+        let size = || {
+            self.size
+                .ok_or(Kind::Sparse("the file's real size is missing"))
+        };
         match (self.major, self.minor, &self.map) {
             (Some(1), Some(0), _) => {
                 let (segments, taken) = map_from_data(tar, stored, limits)?;
-                Ok(Some((SparseMap::new(segments, size()?, stored - taken)?, taken)))
+                Ok(Some((
+                    SparseMap::new(segments, size()?, stored - taken)?,
+                    taken,
+                )))
             }
             (None | Some(0), _, Some(map)) => {
                 if self.offset.is_some() || self.blocks.is_some_and(|n| n != map.len() as u64) {
-                    return Err(Kind::Sparse("the map does not have as many segments as it says"));
+                    return Err(Kind::Sparse(
+                        "the map does not have as many segments as it says",
+                    ));
                 }
                 check_count(map.len() as u64, limits)?;
                 Ok(Some((SparseMap::new(map.clone(), size()?, stored)?, 0)))
@@ -113,7 +132,9 @@ impl SparseKeys {
                 Ok(Some((SparseMap::new(Vec::new(), size()?, stored)?, 0)))
             }
             (None, None, None) => Ok(None),
-            _ => Err(Kind::Sparse("this version of the sparse format is not known")),
+            _ => Err(Kind::Sparse(
+                "this version of the sparse format is not known",
+            )),
         }
     }
 }
@@ -141,7 +162,7 @@ pub(super) fn old_gnu(
 }
 
 /// `offset,length,offset,length`
-fn map_from_list(list: &[u8]) -> Result<Vec<(u64, u64)>, Kind> {
+fn map_from_list(list: &[u8]) -> Result<Segments, Kind> {
     if list.is_empty() {
         return Ok(Vec::new());
     }
@@ -163,8 +184,14 @@ fn map_from_data(
     tar: &mut TarStream<'_>,
     stored: u64,
     limits: &DecodeLimits,
-) -> Result<(Vec<(u64, u64)>, u64), Kind> {
-    let mut lines = Lines { tar, left: stored, taken: 0, block: [0; BLOCK], at: BLOCK };
+) -> Result<(Segments, u64), Kind> {
+    let mut lines = Lines {
+        tar,
+        left: stored,
+        taken: 0,
+        block: [0; BLOCK],
+        at: BLOCK,
+    };
     let count = lines.number()?;
     check_count(count, limits)?;
     let mut segments = Vec::new();
@@ -192,7 +219,9 @@ impl Lines<'_, '_> {
             if byte == b'\n' {
                 break;
             }
-            *digits.get_mut(len).ok_or(Kind::Sparse("a number in the map is too long"))? = byte;
+            *digits
+                .get_mut(len)
+                .ok_or(Kind::Sparse("a number in the map is too long"))? = byte;
             len += 1;
         }
         decimal(&digits[..len]).ok_or(Kind::Sparse("a line of the map is not a number"))

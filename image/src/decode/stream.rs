@@ -3,7 +3,7 @@
 
 use std::{
     io::{self, Read},
-    sync::mpsc::{Receiver, Sender, SyncSender, channel, sync_channel},
+    sync::mpsc::{Receiver, SyncSender, sync_channel},
 };
 
 use sha2::{Digest as _, Sha256};
@@ -59,7 +59,10 @@ impl Unzstd {
     fn new(limits: &DecodeLimits) -> io::Result<Self> {
         let mut decoder = ZstdDecoder::new()?;
         decoder.set_parameter(DParameter::WindowLogMax(limits.zstd_window_log_max))?;
-        Ok(Self { decoder, between_frames: false })
+        Ok(Self {
+            decoder,
+            between_frames: false,
+        })
     }
 }
 
@@ -73,9 +76,15 @@ impl Inflate for Unzstd {
             self.between_frames = false;
         }
         let (mut from, mut to) = (InBuffer::around(input), OutBuffer::around(output));
-        let hint = self.decoder.run(&mut from, &mut to).map_err(|error| error.to_string())?;
+        let hint = self
+            .decoder
+            .run(&mut from, &mut to)
+            .map_err(|error| error.to_string())?;
         self.between_frames = hint == 0;
-        Ok(Step { used: from.pos(), made: to.pos() })
+        Ok(Step {
+            used: from.pos(),
+            made: to.pos(),
+        })
     }
 
     fn finish(&self) -> Result<(), String> {
@@ -112,11 +121,16 @@ where
 {
     let result = std::thread::scope(|scope| {
         let (full, chunks) = sync_channel::<Message>(CHUNKS_AHEAD);
-        let (recycle, empty) = channel();
+        let (recycle, empty) = sync_channel(CHUNKS_AHEAD);
         std::thread::Builder::new()
             .name("layer-inflate".to_owned())
             .spawn_scoped(scope, move || {
-                let mut filler = Filler { blob, blob_bytes: 0, full, empty };
+                let mut filler = Filler {
+                    blob,
+                    blob_bytes: 0,
+                    full,
+                    empty,
+                };
                 if let Err(kind) = filler.run(options) {
                     // The parser may be gone: it found the tar bad.
                     let _ = filler.full.send(Err(kind));
@@ -125,7 +139,8 @@ where
             .map_err(Kind::Thread)?;
         let mut tar = TarStream::new(chunks, recycle, &options.limits);
         let (tree, stats) = parse(&mut tar)?;
-        tar.finish(tree, stats, options.diff_id).map_err(Fault::from)
+        tar.finish(tree, stats, options.diff_id)
+            .map_err(Fault::from)
     });
     result.map_err(|fault: Fault| DecodeError::new(&options.label, fault.entry, fault.kind))
 }
@@ -193,7 +208,9 @@ impl<R: Read> Filler<R> {
                 }
             }
         }
-        inflate.finish().map_err(|reason| self.compressed_fault(inflate.format(), reason))?;
+        inflate
+            .finish()
+            .map_err(|reason| self.compressed_fault(inflate.format(), reason))?;
         if filled > 0 && !self.hand_over(output, filled) {
             return Ok(());
         }
@@ -202,7 +219,11 @@ impl<R: Read> Filler<R> {
     }
 
     fn compressed_fault(&self, format: &'static str, reason: String) -> Kind {
-        Kind::Compressed { format, at: self.blob_bytes, reason }
+        Kind::Compressed {
+            format,
+            at: self.blob_bytes,
+            reason,
+        }
     }
 
     fn read(&mut self, into: &mut [u8]) -> Result<usize, Kind> {
@@ -228,14 +249,19 @@ impl<R: Read> Filler<R> {
     /// False when the parser has stopped listening.
     fn hand_over(&self, mut bytes: Vec<u8>, filled: usize) -> bool {
         bytes.truncate(filled);
-        self.full.send(Ok(Chunk { bytes, blob_bytes: self.blob_bytes })).is_ok()
+        self.full
+            .send(Ok(Chunk {
+                bytes,
+                blob_bytes: self.blob_bytes,
+            }))
+            .is_ok()
     }
 }
 
 /// The parsing side: tar bytes in order, hashed and counted on their way.
 pub(super) struct TarStream<'a> {
     chunks: Receiver<Message>,
-    recycle: Sender<Vec<u8>>,
+    recycle: SyncSender<Vec<u8>>,
     limits: &'a DecodeLimits,
     chunk: Vec<u8>,
     /// Bytes of `chunk` already taken.
@@ -250,7 +276,11 @@ pub(super) struct TarStream<'a> {
 }
 
 impl<'a> TarStream<'a> {
-    fn new(chunks: Receiver<Message>, recycle: Sender<Vec<u8>>, limits: &'a DecodeLimits) -> Self {
+    fn new(
+        chunks: Receiver<Message>,
+        recycle: SyncSender<Vec<u8>>,
+        limits: &'a DecodeLimits,
+    ) -> Self {
         Self {
             chunks,
             recycle,
@@ -314,7 +344,10 @@ impl<'a> TarStream<'a> {
     /// One to `max` bytes, as many as the current chunk still has.
     fn piece(&mut self, max: usize, inside: &'static str) -> Result<&[u8], Kind> {
         if !self.fill()? {
-            return Err(Kind::Truncated { at: self.position, inside });
+            return Err(Kind::Truncated {
+                at: self.position,
+                inside,
+            });
         }
         let from = self.taken;
         let count = max.min(self.chunk.len() - from);
@@ -336,7 +369,9 @@ impl<'a> TarStream<'a> {
             Err(error) => return Err(Kind::Thread(io::Error::other(error))),
         };
         // The other side is gone once it has sent everything; then nobody wants the buffer.
-        let _ = self.recycle.send(std::mem::replace(&mut self.chunk, next.bytes));
+        let _ = self
+            .recycle
+            .send(std::mem::replace(&mut self.chunk, next.bytes));
         self.taken = 0;
         self.blob_bytes = next.blob_bytes;
         self.ended = self.chunk.is_empty();
@@ -354,7 +389,11 @@ impl<'a> TarStream<'a> {
         let allowed = self.blob_bytes.saturating_mul(self.limits.ratio_max);
         if unpacked > self.limits.ratio_free_bytes && unpacked > allowed {
             let (blob, max) = (self.blob_bytes, self.limits.ratio_max);
-            return Err(Kind::Bomb { blob, unpacked, max });
+            return Err(Kind::Bomb {
+                blob,
+                unpacked,
+                max,
+            });
         }
         Ok(())
     }
@@ -374,7 +413,11 @@ impl<'a> TarStream<'a> {
         let got = Digest::from_bytes(self.hasher.finalize().into());
         match want {
             Some(want) if want != got => Err(Kind::DiffId { want, got }),
-            _ => Ok(Decoded { tree, diff_id: got, stats }),
+            _ => Ok(Decoded {
+                tree,
+                diff_id: got,
+                stats,
+            }),
         }
     }
 }

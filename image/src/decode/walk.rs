@@ -51,7 +51,10 @@ impl<'a> Walk<'a> {
     pub(super) fn next_name(&mut self) -> Result<Option<Name>, Kind> {
         while self.at < self.rest.len() {
             let rest = &self.rest[self.at..];
-            let len = rest.iter().position(|byte| *byte == b'/').unwrap_or(rest.len());
+            let len = rest
+                .iter()
+                .position(|byte| *byte == b'/')
+                .unwrap_or(rest.len());
             let (from, until) = (self.at, self.at + len);
             self.at = (until + 1).min(self.rest.len());
             match &self.rest[from..until] {
@@ -79,7 +82,8 @@ impl<'a> Walk<'a> {
             return Err(Kind::TooDeep { max: DEPTH_MAX });
         }
         self.path.push(b'/');
-        self.path.extend_from_slice(&self.rest[name.from..name.until]);
+        self.path
+            .extend_from_slice(&self.rest[name.from..name.until]);
         self.stack.push((id, self.path.len()));
         Ok(())
     }
@@ -89,7 +93,9 @@ impl<'a> Walk<'a> {
         let link = self.path_of(name);
         self.links += 1;
         if self.links > SYMLINKS_MAX {
-            return Err(Kind::SymlinkLoop { link: printable(&link) });
+            return Err(Kind::SymlinkLoop {
+                link: printable(&link),
+            });
         }
         if target.starts_with(b"/") {
             self.stack.clear();
@@ -103,7 +109,9 @@ impl<'a> Walk<'a> {
 
     /// The error for `name` being no directory.
     pub(super) fn not_a_directory(&self, name: Name) -> Kind {
-        Kind::ParentNotDirectory { parent: printable(&self.path_of(name)) }
+        Kind::ParentNotDirectory {
+            parent: printable(&self.path_of(name)),
+        }
     }
 
     fn path_of(&self, name: Name) -> Vec<u8> {
@@ -114,9 +122,13 @@ impl<'a> Walk<'a> {
     fn up(&mut self) -> Result<(), Kind> {
         if self.stack.pop().is_none() {
             let (link, target) = &self.last_link;
-            return Err(Kind::SymlinkEscapes { link: printable(link), target: printable(target) });
+            return Err(Kind::SymlinkEscapes {
+                link: printable(link),
+                target: printable(target),
+            });
         }
-        self.path.truncate(self.stack.last().map_or(0, |(_, end)| *end));
+        self.path
+            .truncate(self.stack.last().map_or(0, |(_, end)| *end));
         Ok(())
     }
 }

@@ -33,17 +33,21 @@ const BASE64: GeneralPurpose = GeneralPurpose::new(
     GeneralPurposeConfig::new().with_decode_padding_mode(DecodePaddingMode::Indifferent),
 );
 
+/// Attributes by full name, as [`crate::tree::Meta`] has them.
+type Xattrs = BTreeMap<Box<[u8]>, Box<[u8]>>;
+
 /// Puts together what the PAX headers said. Where several say the same attribute, the raw form
 /// (`SCHILY.xattr`) counts before `LIBARCHIVE.xattr`, and both before a text ACL.
-pub(super) fn collect(
-    extensions: &Extensions,
-    stats: &mut DecodeStats,
-) -> Result<BTreeMap<Box<[u8]>, Box<[u8]>>, Kind> {
-    let mut kept = BTreeMap::new();
-    for (text, name) in
-        [(&extensions.acl_access, ACL_ACCESS), (&extensions.acl_default, ACL_DEFAULT)]
-    {
-        match text.as_ref().map(|text| acl::parse(text, name == ACL_DEFAULT)) {
+pub(super) fn collect(extensions: &Extensions, stats: &mut DecodeStats) -> Result<Xattrs, Kind> {
+    let mut kept = Xattrs::new();
+    for (text, name) in [
+        (&extensions.acl_access, ACL_ACCESS),
+        (&extensions.acl_default, ACL_DEFAULT),
+    ] {
+        match text
+            .as_ref()
+            .map(|text| acl::parse(text, name == ACL_DEFAULT))
+        {
             Some(Acl::Binary(value)) => {
                 kept.insert(name.into(), value.into());
             }
@@ -53,25 +57,28 @@ pub(super) fn collect(
     }
     for (name, value) in &extensions.xattrs_encoded {
         let name = percent_decoded(name);
-        let value = BASE64.decode(value).map_err(|_| fault(&name, "the value is not base64"))?;
+        let value = BASE64
+            .decode(value)
+            .map_err(|_| fault(&name, "the value is not base64"))?;
         keep(&mut kept, &name, &value, stats)?;
     }
     for (name, value) in &extensions.xattrs {
         keep(&mut kept, name, value, stats)?;
     }
-    let total: usize = kept.iter().map(|(name, value)| name.len() + value.len() + 8).sum();
+    let total: usize = kept
+        .iter()
+        .map(|(name, value)| name.len() + value.len() + 8)
+        .sum();
     if total > TOTAL_MAX {
-        return Err(fault(b"", "all attributes together are longer than 192 KiB"));
+        return Err(fault(
+            b"",
+            "all attributes together are longer than 192 KiB",
+        ));
     }
     Ok(kept)
 }
 
-fn keep(
-    kept: &mut BTreeMap<Box<[u8]>, Box<[u8]>>,
-    name: &[u8],
-    value: &[u8],
-    stats: &mut DecodeStats,
-) -> Result<(), Kind> {
+fn keep(kept: &mut Xattrs, name: &[u8], value: &[u8], stats: &mut DecodeStats) -> Result<(), Kind> {
     if name.len() > NAME_MAX {
         return Err(fault(name, "the name is longer than 255 bytes"));
     }
@@ -98,11 +105,17 @@ fn is_linux_name(name: &[u8]) -> bool {
         || name == ACL_DEFAULT
         || [&b"user."[..], b"trusted.", b"security."]
             .iter()
-            .any(|space| name.strip_prefix(*space).is_some_and(|rest| !rest.is_empty()))
+            .any(|space| {
+                name.strip_prefix(*space)
+                    .is_some_and(|rest| !rest.is_empty())
+            })
 }
 
 fn fault(name: &[u8], reason: &'static str) -> Kind {
-    Kind::Xattr { name: printable(name), reason }
+    Kind::Xattr {
+        name: printable(name),
+        reason,
+    }
 }
 
 /// `%NN` as the byte it stands for; anything else as it is.
@@ -112,7 +125,9 @@ fn percent_decoded(text: &[u8]) -> Vec<u8> {
     while let Some((&byte, tail)) = rest.split_first() {
         let code = tail.get(..2).filter(|_| byte == b'%').and_then(|digits| {
             let mut code = [0];
-            hex::decode_to_slice(digits, &mut code).ok().map(|()| code[0])
+            hex::decode_to_slice(digits, &mut code)
+                .ok()
+                .map(|()| code[0])
         });
         decoded.push(code.unwrap_or(byte));
         rest = if code.is_some() { &tail[2..] } else { tail };

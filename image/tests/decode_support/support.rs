@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, fmt::Write as _};
 
 use harbour_image::{
     decode::{
-        Compression, DecodeError, DecodeOptions, Decoded, MemorySink, check::check_tree,
+        Compression, DecodeError, DecodeOptions, Decoded, MemorySink, Remedy, check::check_tree,
         decode_layer,
     },
     digest::Digest,
@@ -116,37 +116,81 @@ impl Tar {
     }
 
     pub fn with_data(self, head: Head<'_>, data: &[u8]) -> Self {
-        self.head(Head { size: data.len() as u64, ..head }).data(data)
+        self.head(Head {
+            size: data.len() as u64,
+            ..head
+        })
+        .data(data)
     }
 
     pub fn file(self, name: &str, data: &[u8]) -> Self {
-        self.with_data(Head { name: name.as_bytes(), ..Head::default() }, data)
+        self.with_data(
+            Head {
+                name: name.as_bytes(),
+                ..Head::default()
+            },
+            data,
+        )
     }
 
     pub fn dir(self, name: &str, mode: u32) -> Self {
-        self.head(Head { name: name.as_bytes(), flag: b'5', mode, ..Head::default() })
+        self.head(Head {
+            name: name.as_bytes(),
+            flag: b'5',
+            mode,
+            ..Head::default()
+        })
     }
 
     pub fn symlink(self, name: &str, target: &str) -> Self {
         let (name, link) = (name.as_bytes(), target.as_bytes());
-        self.head(Head { name, link, flag: b'2', mode: 0o777, ..Head::default() })
+        self.head(Head {
+            name,
+            link,
+            flag: b'2',
+            mode: 0o777,
+            ..Head::default()
+        })
     }
 
     pub fn hard(self, name: &str, target: &str) -> Self {
         let (name, link) = (name.as_bytes(), target.as_bytes());
-        self.head(Head { name, link, flag: b'1', ..Head::default() })
+        self.head(Head {
+            name,
+            link,
+            flag: b'1',
+            ..Head::default()
+        })
     }
 
     /// A PAX header with these records; flag `x` or `g`.
     pub fn pax(self, flag: u8, records: &[(&str, &[u8])]) -> Self {
-        let data: Vec<u8> = records.iter().flat_map(|(key, value)| record(key, value)).collect();
-        self.with_data(Head { name: b"pax", flag, ..Head::default() }, &data)
+        let data: Vec<u8> = records
+            .iter()
+            .flat_map(|(key, value)| record(key, value))
+            .collect();
+        self.with_data(
+            Head {
+                name: b"pax",
+                flag,
+                ..Head::default()
+            },
+            &data,
+        )
     }
 
     /// A GNU long name (`L`) or link target (`K`).
     pub fn long(self, flag: u8, name: &[u8]) -> Self {
         let data = [name, b"\0"].concat();
-        self.with_data(Head { name: b"././@LongLink", flag, magic: GNU, ..Head::default() }, &data)
+        self.with_data(
+            Head {
+                name: b"././@LongLink",
+                flag,
+                magic: GNU,
+                ..Head::default()
+            },
+            &data,
+        )
     }
 
     /// The end-of-archive blocks.
@@ -163,11 +207,23 @@ pub fn record(key: &str, value: &[u8]) -> Vec<u8> {
     while len != rest + len.to_string().len() {
         len = rest + len.to_string().len();
     }
-    [len.to_string().as_bytes(), b" ", key.as_bytes(), b"=", value, b"\n"].concat()
+    [
+        len.to_string().as_bytes(),
+        b" ",
+        key.as_bytes(),
+        b"=",
+        value,
+        b"\n",
+    ]
+    .concat()
 }
 
 pub fn options(compression: Compression) -> DecodeOptions {
-    DecodeOptions { label: "test".to_owned(), compression, ..DecodeOptions::default() }
+    DecodeOptions {
+        label: "test".to_owned(),
+        compression,
+        ..DecodeOptions::default()
+    }
 }
 
 /// Decodes a plain tar and checks what every result promises.
@@ -189,6 +245,24 @@ pub fn decode_with(
     Ok((decoded, sink))
 }
 
+/// Decodes a plain tar that must be refused, and checks the message.
+#[track_caller]
+pub fn refuse(tar: &[u8], remedy: Remedy, message: &str) {
+    refuse_with(tar, &options(Compression::None), remedy, message);
+}
+
+#[track_caller]
+pub fn refuse_with(blob: &[u8], options: &DecodeOptions, remedy: Remedy, message: &str) {
+    let error = decode_layer(blob, options, &mut MemorySink::new()).expect_err(message);
+    let text = error.to_string();
+    assert!(
+        text.starts_with(&format!("layer {}", options.label)),
+        "{text}"
+    );
+    assert!(text.contains(message), "want {message:?}, got {text:?}");
+    assert_eq!(error.remedy(), remedy, "{text}");
+}
+
 /// The lines of a tar that must be good.
 pub fn lines_of(tar: &[u8]) -> Vec<String> {
     let (decoded, sink) = decode(tar).unwrap();
@@ -204,12 +278,24 @@ pub fn lines(tree: &Tree, sink: &MemorySink) -> Vec<String> {
     for (path, id) in &names {
         first.entry(*id).or_insert_with(|| (path.clone(), 0)).1 += 1;
     }
-    names.iter().map(|(path, id)| line(tree, sink, path, *id, &first[id])).collect()
+    names
+        .iter()
+        .map(|(path, id)| line(tree, sink, path, *id, &first[id]))
+        .collect()
 }
 
 fn collect(tree: &Tree, id: NodeId, path: &mut Vec<u8>, names: &mut BTreeMap<Vec<u8>, NodeId>) {
-    names.insert(if path.is_empty() { b".".to_vec() } else { path.clone() }, id);
-    let Kind::Dir(dir) = &tree.node(id).kind else { return };
+    names.insert(
+        if path.is_empty() {
+            b".".to_vec()
+        } else {
+            path.clone()
+        },
+        id,
+    );
+    let Kind::Dir(dir) = &tree.node(id).kind else {
+        return;
+    };
     for (name, child) in &dir.entries {
         let len = path.len();
         if len > 0 {
@@ -233,11 +319,17 @@ fn line(
     let (letter, details) = match &node.kind {
         Kind::Dir(dir) => {
             let mark = |is, text| if is { text } else { "" };
-            ("d", mark(dir.opaque, " opaque").to_owned() + mark(dir.implied, " implied"))
+            (
+                "d",
+                mark(dir.opaque, " opaque").to_owned() + mark(dir.implied, " implied"),
+            )
         }
         Kind::File(content) => {
             let bytes = sink.content(content);
-            ("f", format!(" {} {}", bytes.len(), &Digest::of(&bytes).hex()[..16]))
+            (
+                "f",
+                format!(" {} {}", bytes.len(), &Digest::of(&bytes).hex()[..16]),
+            )
         }
         Kind::Symlink(target) => ("l", format!(" -> {}", escaped(target))),
         Kind::Char(major, minor) => ("c", format!(" {major},{minor}")),
@@ -247,8 +339,13 @@ fn line(
         Kind::Whiteout => return format!("{} whiteout", escaped(path)),
     };
     let time = i128::from(meta.mtime.secs) * 1_000_000_000 + i128::from(meta.mtime.nanos);
-    let mut text =
-        format!("{} {letter} {:o} {}:{} {time}{details}", escaped(path), meta.mode, meta.uid, meta.gid);
+    let mut text = format!(
+        "{} {letter} {:o} {}:{} {time}{details}",
+        escaped(path),
+        meta.mode,
+        meta.uid,
+        meta.gid
+    );
     for (name, value) in &meta.xattrs {
         write!(text, " {}={}", escaped(name), escaped(value)).unwrap();
     }

@@ -29,7 +29,9 @@ const LIMITS: DecodeLimits = DecodeLimits {
 /// whether checksums of headers are made right first, so that changed headers get past them; the
 /// rest is the blob.
 pub fn check(data: &[u8]) {
-    let Some((&mode, blob)) = data.split_first() else { return };
+    let Some((&mode, blob)) = data.split_first() else {
+        return;
+    };
     let compression = match mode & 3 {
         0 | 1 => Compression::None,
         2 => Compression::Gzip,
