@@ -88,13 +88,13 @@ pub struct Up {
     pub wait_s: u64,
     /// Keys of the metadata daemon.
     #[command(flatten)]
-    pub metad: config::Metad,
+    pub metad: config::MetadKeys,
     /// Keys of the donor.
     #[command(flatten)]
-    pub donor: config::Donor,
+    pub donor: config::DonorKeys,
     /// Keys of the node.
     #[command(flatten)]
-    pub node: config::Node,
+    pub node: config::NodeKeys,
 }
 
 /// `harbour down`
@@ -140,7 +140,7 @@ pub struct Pull {
     pub json: bool,
     /// Keys of pulls.
     #[command(flatten)]
-    pub keys: config::Pull,
+    pub keys: config::PullKeys,
 }
 
 /// A listing.
@@ -178,7 +178,7 @@ pub struct Why {
 pub struct DonorArgs {
     /// Keys of the donor.
     #[command(flatten)]
-    pub keys: config::Donor,
+    pub keys: config::DonorKeys,
     /// End when the parent ends.
     #[arg(long, hide = true)]
     pub supervised: bool,
@@ -189,7 +189,7 @@ pub struct DonorArgs {
 pub struct MetadArgs {
     /// Keys of the metadata daemon.
     #[command(flatten)]
-    pub keys: config::Metad,
+    pub keys: config::MetadKeys,
     /// End when the parent ends.
     #[arg(long, hide = true)]
     pub supervised: bool,
@@ -200,8 +200,18 @@ pub struct MetadArgs {
 pub struct NodeArgs {
     /// Keys of the node.
     #[command(flatten)]
-    pub keys: config::Node,
+    pub keys: config::NodeKeys,
     /// End when the parent ends.
     #[arg(long, hide = true)]
     pub supervised: bool,
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory as _;
+
+    #[test]
+    fn the_command_line_is_sound() {
+        super::Cli::command().debug_assert();
+    }
 }

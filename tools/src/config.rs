@@ -56,7 +56,7 @@ section! {
 
 section! {
     /// The metadata daemon's keys.
-    Metad {
+    MetadKeys {
         /// Also answer gRPC on this TCP address, like 127.0.0.1:7480 or [::1]:7480
         #[arg(long, value_name = "ADDR")]
         listen: std::net::SocketAddr,
@@ -68,7 +68,7 @@ section! {
 
 section! {
     /// The donor's keys.
-    Donor {
+    DonorKeys {
         /// Memory to lend, like 8GiB [default: a quarter of what is available, at most 16GiB]
         #[arg(long, value_name = "SIZE")]
         lend: Size,
@@ -83,7 +83,7 @@ section! {
 
 section! {
     /// The node's keys: the mount of one host.
-    Node {
+    NodeKeys {
         /// Name of this node in the cluster [default: the host's name and the mount]
         #[arg(long, value_name = "NAME")]
         node_name: String,
@@ -104,7 +104,7 @@ section! {
 
 section! {
     /// How images are fetched.
-    Pull {
+    PullKeys {
         /// Platform to take from an index, like linux/arm64 [default: this machine's]
         #[arg(long, value_name = "OS/ARCH")]
         platform: String,
@@ -170,13 +170,13 @@ pub struct File {
     /// As [`Paths::metad`]: the daemon to ask.
     pub metad_url: Option<String>,
     /// `[metad]`
-    pub metad: Metad,
+    pub metad: MetadKeys,
     /// `[donor]`
-    pub donor: Donor,
+    pub donor: DonorKeys,
     /// `[node]`
-    pub node: Node,
+    pub node: NodeKeys,
     /// `[pull]`
-    pub pull: Pull,
+    pub pull: PullKeys,
     /// `[registry."HOST"]`
     pub registry: BTreeMap<String, Registry>,
 }
@@ -296,7 +296,7 @@ impl Places {
     }
 }
 
-impl Donor {
+impl DonorKeys {
     /// Bytes to lend: what was asked, else a quarter of the memory that is available now.
     pub fn lend_bytes(&self) -> anyhow::Result<u64> {
         if let Some(lend) = self.lend {
@@ -317,7 +317,7 @@ impl Donor {
     }
 }
 
-impl Node {
+impl NodeKeys {
     /// Threads that answer the kernel.
     pub fn threads(&self) -> usize {
         let cores = std::thread::available_parallelism().map_or(2, std::num::NonZero::get);
@@ -350,9 +350,9 @@ mod tests {
              [registry.\"docker.io\"]\nmirrors = ['m:5000']\ninsecure = true\n",
         )
         .expect("valid");
-        let flags = Donor {
+        let flags = DonorKeys {
             lend: Some(Size(1 << 30)),
-            ..Donor::default()
+            ..DonorKeys::default()
         };
         let merged = flags.over(file.donor.clone());
         assert_eq!(merged.lend, Some(Size(1 << 30)));

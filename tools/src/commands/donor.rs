@@ -9,7 +9,7 @@ use harbour_pool::{
 };
 
 use super::{Context, daemon};
-use crate::{cli::DonorArgs, config, size::Size, stop::Stop};
+use crate::{cli::DonorArgs, config, stop::Stop};
 
 /// How long metad may take for a heartbeat before it is asked again.
 const RETRY: Duration = Duration::from_millis(250);
@@ -46,7 +46,6 @@ pub(super) fn run(context: &Context, args: DonorArgs) -> anyhow::Result<ExitCode
             .collect(),
         ..v1::Donor::default()
     };
-    tracing::info!(name, lend = %Size(lend), epoch = format!("{:016x}", server.epoch()), "lending memory");
     context.runtime()?.block_on(async {
         let stop = Stop::on_signals()?;
         let Some(client) = context.patient_client(&stop).await? else {

@@ -111,7 +111,7 @@ async fn first_snapshot(remote: &Remote, stop: &Stop) -> anyhow::Result<()> {
 
 fn file_system(
     context: &Context,
-    keys: &config::Node,
+    keys: &config::NodeKeys,
     client: &Client,
     link: Arc<Link>,
     remote: &Arc<Remote>,
@@ -127,7 +127,7 @@ fn file_system(
         ..Config::default()
     };
     let pull_options = Arc::new(options::options(
-        &config::Pull::default(),
+        &config::PullKeys::default(),
         &context.file,
         false,
     )?);
@@ -146,7 +146,11 @@ fn file_system(
     ))
 }
 
-fn mount(context: &Context, keys: &config::Node, fs: &Arc<Fs>) -> anyhow::Result<session::Mounted> {
+fn mount(
+    context: &Context,
+    keys: &config::NodeKeys,
+    fs: &Arc<Fs>,
+) -> anyhow::Result<session::Mounted> {
     crate::node::views::detach_all(&context.places);
     let path = &context.places.mount;
     std::fs::create_dir_all(path).with_context(|| format!("cannot create {}", path.display()))?;
@@ -159,7 +163,7 @@ fn mount(context: &Context, keys: &config::Node, fs: &Arc<Fs>) -> anyhow::Result
 }
 
 /// The fast views of this host, and in words whether there are any.
-fn fast_views(context: &Context, keys: &config::Node) -> (Option<Arc<FastViews>>, String) {
+fn fast_views(context: &Context, keys: &config::NodeKeys) -> (Option<Arc<FastViews>>, String) {
     if keys.fast_view == Some(config::FastView::Off) {
         return (None, "off, by configuration".to_owned());
     }

@@ -271,7 +271,7 @@ fn flag<T: ToString>(name: &str, value: Option<T>) -> Vec<OsString> {
     })
 }
 
-fn metad_flags(keys: &config::Metad) -> Vec<OsString> {
+fn metad_flags(keys: &config::MetadKeys) -> Vec<OsString> {
     [
         flag("--listen", keys.listen),
         flag("--metrics", keys.metrics),
@@ -279,7 +279,7 @@ fn metad_flags(keys: &config::Metad) -> Vec<OsString> {
     .concat()
 }
 
-fn donor_flags(keys: &config::Donor) -> Vec<OsString> {
+fn donor_flags(keys: &config::DonorKeys) -> Vec<OsString> {
     let huge = keys.huge_pages.map(|when| match when {
         config::HugePages::Auto => "auto",
         config::HugePages::Never => "never",
@@ -293,7 +293,7 @@ fn donor_flags(keys: &config::Donor) -> Vec<OsString> {
     .concat()
 }
 
-fn node_flags(keys: &config::Node) -> Vec<OsString> {
+fn node_flags(keys: &config::NodeKeys) -> Vec<OsString> {
     let view = keys.fast_view.map(|when| match when {
         config::FastView::Auto => "auto",
         config::FastView::Off => "off",

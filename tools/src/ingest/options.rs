@@ -9,10 +9,10 @@ use harbour_image::{
 };
 
 use super::pull::PullOptions;
-use crate::config::{File, Pull};
+use crate::config::{File, PullKeys};
 
 /// Options of a pull from flags and file; `insecure` is the flag that holds for every registry.
-pub fn options(flags: &Pull, file: &File, insecure: bool) -> anyhow::Result<PullOptions> {
+pub fn options(flags: &PullKeys, file: &File, insecure: bool) -> anyhow::Result<PullOptions> {
     let keys = flags.clone().over(file.pull.clone());
     let platform = match &keys.platform {
         Some(text) => {
