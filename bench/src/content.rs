@@ -5,16 +5,16 @@ use std::io;
 /// SplitMix64: small, fast, and the same for ever, which a dependency's generator need not be.
 /// Source: Steele, Lea, Flood, "Fast splittable pseudorandom number generators", OOPSLA 2014.
 #[derive(Clone, Debug)]
-pub(crate) struct Rng(u64);
+pub struct Rng(u64);
 
 impl Rng {
     /// A generator whose numbers follow from `seed` alone.
-    pub(crate) fn new(seed: u64) -> Self {
+    pub fn new(seed: u64) -> Self {
         Self(seed)
     }
 
     /// The next 64 bits.
-    pub(crate) fn bits(&mut self) -> u64 {
+    pub fn bits(&mut self) -> u64 {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mut z = self.0;
         z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
@@ -23,24 +23,24 @@ impl Rng {
     }
 
     /// A number below `end`, which is not 0.
-    pub(crate) fn below(&mut self, end: u64) -> u64 {
+    pub fn below(&mut self, end: u64) -> u64 {
         ((u128::from(self.bits()) * u128::from(end)) >> 64) as u64
     }
 
     /// A number from 0 to below 1.
-    pub(crate) fn unit(&mut self) -> f64 {
+    pub fn unit(&mut self) -> f64 {
         (self.bits() >> 11) as f64 / (1u64 << 53) as f64
     }
 
     /// A length whose logarithm is spread like a bell, as file sizes are: half are below `median`.
-    pub(crate) fn length(&mut self, median: f64, sigma: f64) -> u64 {
+    pub fn length(&mut self, median: f64, sigma: f64) -> u64 {
         // Twelve uniform numbers less six come close enough to a normal one.
         let normal: f64 = (0..12).map(|_| self.unit()).sum::<f64>() - 6.0;
         (median * (sigma * normal).exp()) as u64
     }
 
     /// Puts `items` into an order that follows from the seed.
-    pub(crate) fn shuffle<T>(&mut self, items: &mut [T]) {
+    pub fn shuffle<T>(&mut self, items: &mut [T]) {
         for last in (1..items.len()).rev() {
             items.swap(last, self.below(last as u64 + 1) as usize);
         }
@@ -49,7 +49,7 @@ impl Rng {
 
 /// What a file's bytes are like.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Texture {
+pub enum Texture {
     /// Nothing to gain by compression.
     Random,
     /// Words with a few incompressible blocks between: what `percent` says of each 4 KiB block.
@@ -60,7 +60,7 @@ pub(crate) enum Texture {
 }
 
 /// A file's content as a stream.
-pub(crate) struct Content {
+pub struct Content {
     rng: Rng,
     texture: Texture,
     left: u64,
@@ -75,7 +75,7 @@ const WORDS: u64 = 512;
 
 impl Content {
     /// `len` bytes that follow from `seed`.
-    pub(crate) fn new(seed: u64, texture: Texture, len: u64) -> Self {
+    pub fn new(seed: u64, texture: Texture, len: u64) -> Self {
         Self {
             rng: Rng::new(seed),
             texture,

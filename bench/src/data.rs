@@ -3,10 +3,6 @@
 //! Shapes follow what images hold: many small files in a deep tree, a tree of names with little
 //! behind them, one large file, and images of four sizes for pulls. Nothing is random but by seed.
 
-pub(crate) mod content;
-pub(crate) mod layout;
-pub(crate) mod sets;
-
 use std::{
     collections::BTreeMap,
     fs,
@@ -17,11 +13,13 @@ use std::{
 
 use anyhow::Context as _;
 use clap::Args;
+use harbour_bench::{
+    layout::{Compression, Image, Layer, Layout},
+    sets::{self, Entry},
+};
 use serde::{Deserialize, Serialize};
 
 use crate::{command, sandbox};
-use layout::{Compression, Layer, Layout};
-use sets::Entry;
 
 /// Changes whenever the same flags would give other bytes.
 const VERSION: u32 = 1;
@@ -64,17 +62,6 @@ pub(crate) struct Data {
     pub(crate) meta_entries: u64,
     /// Images by tag.
     pub(crate) images: BTreeMap<String, Image>,
-}
-
-/// One image of the layout.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub(crate) struct Image {
-    /// Hex of its manifest's digest.
-    pub(crate) manifest: String,
-    /// Sum of file sizes.
-    pub(crate) unpacked_bytes: u64,
-    /// Sum of blob sizes.
-    pub(crate) blob_bytes: u64,
 }
 
 impl Data {

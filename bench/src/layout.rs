@@ -8,18 +8,29 @@ use std::{
 
 use anyhow::Context as _;
 use flate2::write::GzEncoder;
+use serde::{Deserialize, Serialize};
 use serde_json::json;
 use sha2::{Digest as _, Sha256};
 
-use super::{
-    Image,
+use crate::{
     content::Content,
     sets::{Entry, Kind},
 };
 
+/// One image of a layout.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Image {
+    /// Hex of its manifest's digest.
+    pub manifest: String,
+    /// Sum of file sizes.
+    pub unpacked_bytes: u64,
+    /// Sum of blob sizes.
+    pub blob_bytes: u64,
+}
+
 /// How a layer's blob is stored.
 #[derive(Clone, Copy, Debug)]
-pub(crate) enum Compression {
+pub enum Compression {
     /// A plain tar.
     None,
     /// gzip of this level.
@@ -28,24 +39,24 @@ pub(crate) enum Compression {
 
 /// A layer that is in the layout.
 #[derive(Clone, Debug)]
-pub(crate) struct Layer {
+pub struct Layer {
     /// Hex of the blob's SHA-256.
-    pub(crate) blob: String,
+    pub blob: String,
     /// Length of the blob.
-    pub(crate) blob_bytes: u64,
+    pub blob_bytes: u64,
     /// Hex of the uncompressed tar's SHA-256.
-    pub(crate) diff_id: String,
+    pub diff_id: String,
     /// Whether the blob is gzip.
-    pub(crate) gzip: bool,
+    pub gzip: bool,
     /// Regular files.
-    pub(crate) files: u64,
+    pub files: u64,
     /// Sum of their lengths.
-    pub(crate) unpacked_bytes: u64,
+    pub unpacked_bytes: u64,
 }
 
 /// A layout under construction.
 #[derive(Debug)]
-pub(crate) struct Layout {
+pub struct Layout {
     blobs: PathBuf,
     dir: PathBuf,
     manifests: Vec<serde_json::Value>,
@@ -53,7 +64,7 @@ pub(crate) struct Layout {
 
 impl Layout {
     /// Starts an empty one at `dir`.
-    pub(crate) fn create(dir: &Path) -> anyhow::Result<Self> {
+    pub fn create(dir: &Path) -> anyhow::Result<Self> {
         let blobs = dir.join("blobs/sha256");
         fs::create_dir_all(&blobs).with_context(|| format!("cannot create {}", blobs.display()))?;
         fs::write(
@@ -68,29 +79,21 @@ impl Layout {
     }
 
     /// Writes a layer of these entries.
-    pub(crate) fn layer(
-        &mut self,
-        entries: &[Entry],
-        compression: Compression,
-    ) -> anyhow::Result<Layer> {
+    pub fn layer(&mut self, entries: &[Entry], compression: Compression) -> anyhow::Result<Layer> {
         let (mut files, mut bytes) = (0, 0);
-        let mut layer = self.blob(compression, |out| {
-            let mut tar = tar::Builder::new(out);
-            for entry in entries {
-                append(&mut tar, entry)?;
-                if let Kind::File { len, .. } = entry.kind {
-                    files += 1;
-                    bytes += len;
-                }
+        let mut layer = self.blob(compression, |out| write_tar(entries, out))?;
+        for entry in entries {
+            if let Kind::File { len, .. } = entry.kind {
+                files += 1;
+                bytes += len;
             }
-            tar.finish()
-        })?;
+        }
         (layer.files, layer.unpacked_bytes) = (files, bytes);
         Ok(layer)
     }
 
     /// Takes an existing tar file as a layer, as it is.
-    pub(crate) fn import_tar(&mut self, path: &Path) -> anyhow::Result<Layer> {
+    pub fn import_tar(&mut self, path: &Path) -> anyhow::Result<Layer> {
         let mut from =
             File::open(path).with_context(|| format!("cannot open {}", path.display()))?;
         let mut layer = self.blob(Compression::Gzip(1), |mut out| {
@@ -138,7 +141,7 @@ impl Layout {
     }
 
     /// Adds an image of these layers.
-    pub(crate) fn image(&mut self, tag: &str, layers: &[Layer]) -> anyhow::Result<Image> {
+    pub fn image(&mut self, tag: &str, layers: &[Layer]) -> anyhow::Result<Image> {
         let diff_ids: Vec<String> = layers
             .iter()
             .map(|l| format!("sha256:{}", l.diff_id))
@@ -194,7 +197,7 @@ impl Layout {
     }
 
     /// Writes the index: the layout is whole after this.
-    pub(crate) fn finish(self) -> anyhow::Result<()> {
+    pub fn finish(self) -> anyhow::Result<()> {
         let index = json!({
             "schemaVersion": 2,
             "mediaType": "application/vnd.oci.image.index.v1+json",
@@ -203,6 +206,15 @@ impl Layout {
         fs::write(self.dir.join("index.json"), index.to_string())?;
         Ok(())
     }
+}
+
+/// Writes a tar stream of these entries.
+pub fn write_tar(entries: &[Entry], out: &mut dyn Write) -> io::Result<()> {
+    let mut tar = tar::Builder::new(out);
+    for entry in entries {
+        append(&mut tar, entry)?;
+    }
+    tar.finish()
 }
 
 /// A fixed time, so that the same flags give the same digests: 2024-01-01.
@@ -278,7 +290,8 @@ mod tests {
     #![allow(clippy::unwrap_used, clippy::expect_used)]
     use std::io::Read as _;
 
-    use super::{super::sets, *};
+    use super::*;
+    use crate::sets;
 
     #[test]
     fn the_layout_is_whole_and_the_same_every_time() {

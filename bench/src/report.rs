@@ -236,8 +236,15 @@ impl Report {
             if found.iter().all(Option::is_none) {
                 continue;
             }
-            let mut line = vec![format!("{workload} {mode}").trim().to_owned(), unit.to_owned()];
-            line.extend(found.into_iter().map(|value| value.unwrap_or_else(|| "-".to_owned())));
+            let mut line = vec![
+                format!("{workload} {mode}").trim().to_owned(),
+                unit.to_owned(),
+            ];
+            line.extend(
+                found
+                    .into_iter()
+                    .map(|value| value.unwrap_or_else(|| "-".to_owned())),
+            );
             cells.push(line);
         }
         let title = if title.is_empty() {

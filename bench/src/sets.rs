@@ -1,19 +1,19 @@
 //! Trees of the data sets, as lists of entries in the order of a layer.
 
-use super::content::{Rng, Texture};
+use crate::content::{Rng, Texture};
 
 /// One entry of a layer.
 #[derive(Clone, Debug)]
-pub(crate) struct Entry {
+pub struct Entry {
     /// Relative path.
-    pub(crate) path: String,
+    pub path: String,
     /// What it is.
-    pub(crate) kind: Kind,
+    pub kind: Kind,
 }
 
 /// What an entry is.
 #[derive(Clone, Debug)]
-pub(crate) enum Kind {
+pub enum Kind {
     /// A directory.
     Dir,
     /// A regular file.
@@ -34,7 +34,7 @@ const PACKAGE: Texture = Texture::Text { percent: 8 };
 
 /// About `count` files of some 10 KiB on average under `small/`, in a tree as deep and as wide as
 /// that of a language's library.
-pub(crate) fn small_files(count: u64) -> Vec<Entry> {
+pub fn small_files(count: u64) -> Vec<Entry> {
     let mut out = Tree::new("small", 0x5a11);
     while out.files < count {
         out.walk_to_next_directory();
@@ -49,7 +49,7 @@ pub(crate) fn small_files(count: u64) -> Vec<Entry> {
 
 /// `count` names under `meta/` with little behind them: a tenth directories, a seventh symbolic
 /// links, half of the files empty, the others below 2 KiB.
-pub(crate) fn metadata(count: u64) -> Vec<Entry> {
+pub fn metadata(count: u64) -> Vec<Entry> {
     let mut out = Tree::new("meta", 0x3e7a);
     while (out.entries.len() as u64) < count {
         out.walk_to_next_directory();
@@ -71,7 +71,7 @@ pub(crate) fn metadata(count: u64) -> Vec<Entry> {
 }
 
 /// The one large file, `big.bin`.
-pub(crate) fn big_file(len: u64) -> Entry {
+pub fn big_file(len: u64) -> Entry {
     Entry {
         path: "big.bin".to_owned(),
         kind: Kind::File {
@@ -84,7 +84,7 @@ pub(crate) fn big_file(len: u64) -> Entry {
 
 /// A layer of about `bytes` as package managers fill them: mostly small files, a few large
 /// libraries that hold most of the bytes. `number` tells layers apart.
-pub(crate) fn image_like(bytes: u64, number: u64) -> Vec<Entry> {
+pub fn image_like(bytes: u64, number: u64) -> Vec<Entry> {
     let mut out = Tree::new(&format!("usr/lib/part{number}"), 0x1a7e + number);
     while out.bytes < bytes {
         out.walk_to_next_directory();

@@ -14,10 +14,11 @@ use std::{
 
 use anyhow::Context as _;
 use clap::Args;
+use harbour_bench::content::Rng;
 
 use crate::{
     Common, command,
-    data::{Data, content::Rng},
+    data::Data,
     fio::{self, Job},
     harbour::Harbour,
     mounts,
