@@ -49,7 +49,7 @@ pub(crate) use catalogue::CataloguePart;
 pub(crate) use donors::DonorRow;
 pub(crate) use files::{IndexDraft, IndexFiles};
 pub(crate) use images::{ImageRow, NameRow};
-pub(crate) use layers::NewLayer;
+pub(crate) use layers::{LayerRow, NewLayer};
 pub(crate) use packs::{ExtentRow, PackRow, QuarantineRow};
 pub(crate) use pulls::{DoneRow, PullRow};
 

@@ -15,7 +15,7 @@ use super::{
 };
 use crate::{
     error::{Error, Hash, hash, text},
-    store::{DoneRow, ImageRow, NameRow, Sync, Tx},
+    store::{DoneRow, ImageRow, LayerRow, NameRow, Sync, Tx},
 };
 
 /// Layers of one image.
@@ -214,7 +214,7 @@ fn choose_layer(
     let visible = tx.layer(diff_id)?;
     match (staged, visible) {
         (Some(staged), None) => {
-            tx.show_layer(staged.id, committed_ms)?;
+            show(tx, &staged, committed_ms)?;
             Ok(Chosen {
                 layer: staged.id,
                 packs_of: staged.id,
@@ -231,7 +231,7 @@ fn choose_layer(
         }
         (Some(staged), Some(visible)) => {
             tx.retire_layer(visible.id)?;
-            tx.show_layer(staged.id, committed_ms)?;
+            show(tx, &staged, committed_ms)?;
             tx.move_layer_uses(visible.id, staged.id, true)?;
             Ok(Chosen {
                 layer: staged.id,
@@ -247,6 +247,13 @@ fn choose_layer(
             hex::encode(diff_id)
         ))),
     }
+}
+
+/// Makes a staged layer visible. The number that it was given may be that of a layer with the same
+/// index, which was replaced meanwhile and is still held by a reader: then it gets a new one.
+fn show(tx: &Tx<'_>, staged: &LayerRow, committed_ms: i64) -> Result<(), Error> {
+    let number = if tx.number_in_use(staged.number)? { next_number(tx)? } else { staged.number };
+    tx.show_layer(staged.id, number, committed_ms)
 }
 
 /// Writes the image down, unless the same is there already. Gives its row.

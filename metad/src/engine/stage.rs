@@ -105,6 +105,9 @@ impl Engine {
                 Some(known) => known.number,
                 None => next_number(tx)?,
             };
+            if let Some(known) = committed {
+                tx.pin_layer(pull, known.id)?;
+            }
             let row = tx.stage_layer(pull, &layer)?;
             for digest in &layer.index_packs {
                 let pack = tx.pack(digest)?;

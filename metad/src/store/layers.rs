@@ -80,6 +80,14 @@ impl Read<'_> {
         Ok(ask.query_row([to_sql(layer)], |row| row.get(0))?)
     }
 
+    /// Whether a layer that is visible, or held by a reader, has this number.
+    pub(crate) fn number_in_use(&self, number: u32) -> Result<bool, Error> {
+        let mut ask = self
+            .connection
+            .prepare_cached("SELECT EXISTS (SELECT 1 FROM layers WHERE state > 0 AND number = ?1)")?;
+        Ok(ask.query_row([number], |row| row.get(0))?)
+    }
+
     /// Packs that a layer refers to.
     pub(crate) fn packs_of_layer(&self, layer: u64) -> Result<Vec<u64>, Error> {
         let mut ask = self
@@ -151,11 +159,16 @@ impl Tx<'_> {
     }
 
     /// Makes a staged layer visible.
-    pub(crate) fn show_layer(&self, layer: u64, committed_ms: i64) -> Result<(), Error> {
+    pub(crate) fn show_layer(
+        &self,
+        layer: u64,
+        number: u32,
+        committed_ms: i64,
+    ) -> Result<(), Error> {
         let mut set = self.connection.prepare_cached(
-            "UPDATE layers SET state = 1, pull = NULL, committed_ms = ?2 WHERE id = ?1",
+            "UPDATE layers SET state = 1, pull = NULL, number = ?2, committed_ms = ?3 WHERE id = ?1",
         )?;
-        set.execute((to_sql(layer), committed_ms))?;
+        set.execute((to_sql(layer), number, committed_ms))?;
         Ok(())
     }
 

@@ -12,7 +12,7 @@ use super::world::{Layer, Pack, World, digest, index_pack, pack};
 use crate::error::{Error, Hash};
 
 /// Pages that the donor lends: few, so that most histories have to evict.
-const PAGES: u64 = 24;
+const PAGES: u64 = 14;
 
 /// Names that images get.
 const NAMES: u32 = 3;
@@ -24,13 +24,14 @@ enum Op {
     Stage { pull: usize, diff: u32, cut: u32 },
     Find { pull: usize, diff: u32 },
     Commit { pull: usize, name: u32 },
-    Renew { pull: usize },
     Abort { pull: usize },
     /// A writer that has not heard of its end writes once more.
     WriteLate { pull: usize },
     Remove { name: u32 },
-    Pass { ms: u64 },
-    Donor { beat: bool },
+    /// Time passes; writers keep their leases or do not, and so does the donor.
+    Pass { ms: u64, renew: bool, beat: bool },
+    /// The donor registers again.
+    Donor,
     NewEpoch,
     Node,
     /// A node asks where everything lies.
@@ -42,22 +43,22 @@ enum Op {
 }
 
 fn op() -> impl Strategy<Value = Op> {
-    let some = 0usize..4;
+    let some = 0usize..12;
     prop_oneof![
         3 => Just(Op::Begin),
         8 => (some.clone(), 0u32..4, 0u32..2).prop_map(|(pull, diff, cut)| Op::Stage { pull, diff, cut }),
         2 => (some.clone(), 0u32..4).prop_map(|(pull, diff)| Op::Find { pull, diff }),
-        6 => (some.clone(), 0..NAMES).prop_map(|(pull, name)| Op::Commit { pull, name }),
-        2 => some.clone().prop_map(|pull| Op::Renew { pull }),
+        8 => (some.clone(), 0..NAMES).prop_map(|(pull, name)| Op::Commit { pull, name }),
         1 => some.clone().prop_map(|pull| Op::Abort { pull }),
         2 => some.clone().prop_map(|pull| Op::WriteLate { pull }),
         1 => (0..NAMES).prop_map(|name| Op::Remove { name }),
-        4 => (1u64..12).prop_map(|half| Op::Pass { ms: half * 500 }),
-        3 => any::<bool>().prop_map(|beat| Op::Donor { beat }),
+        5 => (1u64..10, any::<[bool; 3]>())
+            .prop_map(|(half, quiet)| Op::Pass { ms: half * 500, renew: quiet[0], beat: quiet[1] || quiet[2] }),
+        1 => Just(Op::Donor),
         1 => Just(Op::NewEpoch),
         1 => Just(Op::Node),
-        4 => some.clone().prop_map(|node| Op::Locate { node }),
-        4 => (some.clone(), any::<bool>()).prop_map(|(node, hold)| Op::Beat { node, hold }),
+        6 => some.clone().prop_map(|node| Op::Locate { node }),
+        3 => (some.clone(), any::<bool>()).prop_map(|(node, hold)| Op::Beat { node, hold }),
         1 => (0usize..40).prop_map(|pack| Op::Lost { pack }),
         1 => Just(Op::Restart),
     ]
@@ -102,7 +103,6 @@ struct Node {
     heard_ms: u64,
     known: HashMap<Hash, Vec<v1::Extent>>,
     told: u64,
-    dead: bool,
 }
 
 struct Model {
@@ -114,7 +114,6 @@ struct Model {
     nodes: Vec<Node>,
     names: BTreeMap<String, (Hash, Vec<Vec<u8>>)>,
     numbers: HashMap<u32, Vec<u8>>,
-    restarted_ms: u64,
 }
 
 impl Model {
@@ -127,7 +126,6 @@ impl Model {
             nodes: Vec::new(),
             names: BTreeMap::new(),
             numbers: HashMap::new(),
-            restarted_ms: 0,
         }
     }
 
@@ -153,26 +151,22 @@ impl Model {
     }
 
     fn run(&mut self, op: &Op) {
+        let (pulls, nodes) = (self.pulls.len(), self.nodes.len());
         match op {
-            Op::Begin if self.pulls.len() < 4 => {
+            Op::Begin if pulls < 4 => {
                 let reference = self.world.begin();
                 let heard_ms = self.world.now();
                 self.pulls.push(Pull { reference, layers: BTreeSet::new(), writes: Vec::new(), heard_ms });
             }
-            Op::Stage { pull, diff, cut } => self.stage(*pull, *diff, *cut),
-            Op::Find { pull, diff } => self.find(*pull, *diff),
-            Op::Commit { pull, name } => self.commit(*pull, *name),
-            Op::Renew { pull } if *pull < self.pulls.len() => {
-                if self.world.engine.renew(&self.pulls[*pull].reference).is_ok() {
-                    self.pulls[*pull].heard_ms = self.world.now();
-                }
-            }
-            Op::Abort { pull } if *pull < self.pulls.len() => {
-                let gone = self.pulls.remove(*pull);
+            Op::Stage { pull, diff, cut } if pulls > 0 => self.stage(pull % pulls, *diff, *cut),
+            Op::Find { pull, diff } if pulls > 0 => self.find(pull % pulls, *diff),
+            Op::Commit { pull, name } if pulls > 0 => self.commit(pull % pulls, *name),
+            Op::Abort { pull } if pulls > 0 => {
+                let gone = self.pulls.remove(pull % pulls);
                 self.world.engine.abort(&gone.reference).unwrap();
             }
-            Op::WriteLate { pull } if *pull < self.pulls.len() => {
-                let late = &self.pulls[*pull];
+            Op::WriteLate { pull } if pulls > 0 => {
+                let late = &self.pulls[pull % pulls];
                 // One lease after its own is as late as a writer may be.
                 if self.world.now() < late.heard_ms + 29_000 {
                     for (pack, extent) in late.writes.clone() {
@@ -184,23 +178,19 @@ impl Model {
                 let name = format!("n{name}");
                 assert_eq!(self.world.remove(&name).is_ok(), self.names.remove(&name).is_some());
             }
-            Op::Pass { ms } => self.world.pass(*ms),
-            Op::Donor { beat: true } => {
-                let beat = v1::DonorHeartbeat { donor: Some(v1::DonorRef { id: 1, epoch: self.epoch }) };
-                let _ = self.world.engine.donor_heartbeat(&beat);
-            }
-            Op::Donor { beat: false } => drop(self.world.try_donor("d", self.epoch, &[PAGES])),
+            Op::Pass { ms, renew, beat } => self.pass(*ms, *renew, *beat),
+            Op::Donor => drop(self.world.try_donor("d", self.epoch, &[PAGES])),
             Op::NewEpoch => {
                 if self.world.try_donor("d", self.epoch + 1, &[PAGES]).is_ok() {
                     self.epoch += 1;
                 }
             }
-            Op::Node if self.nodes.len() < 4 => {
+            Op::Node if nodes < 4 => {
                 let (id, heard_ms) = (self.world.node(), self.world.now());
                 self.nodes.push(Node { id, heard_ms, ..Node::default() });
             }
-            Op::Locate { node } if *node < self.nodes.len() => self.locate(*node),
-            Op::Beat { node, hold } if *node < self.nodes.len() => self.beat(*node, *hold),
+            Op::Locate { node } if nodes > 0 => self.locate(node % nodes),
+            Op::Beat { node, hold } if nodes > 0 => self.beat(node % nodes, *hold),
             Op::Lost { pack: at } => {
                 let all = all_packs();
                 let lost = all[at % all.len()];
@@ -208,18 +198,25 @@ impl Model {
                 let report = v1::LostReport { pack: pack(lost.0).to_vec(), extent, ..Default::default() };
                 let _ = self.world.engine.report_lost(&report);
             }
-            Op::Restart => {
-                self.world.restart();
-                self.restarted_ms = self.world.now();
-            }
+            Op::Restart => self.world.restart(),
             _ => {}
         }
     }
 
-    fn stage(&mut self, at: usize, diff: u32, cut: u32) {
-        if at >= self.pulls.len() {
-            return;
+    fn pass(&mut self, ms: u64, renew: bool, beat: bool) {
+        self.world.pass(ms);
+        if beat {
+            let beat = v1::DonorHeartbeat { donor: Some(v1::DonorRef { id: 1, epoch: self.epoch }) };
+            let _ = self.world.engine.donor_heartbeat(&beat);
         }
+        for pull in self.pulls.iter_mut().filter(|_| renew) {
+            if self.world.engine.renew(&pull.reference).is_ok() {
+                pull.heard_ms = self.world.now();
+            }
+        }
+    }
+
+    fn stage(&mut self, at: usize, diff: u32, cut: u32) {
         let (layer, reference) = (layer(diff, cut), self.pulls[at].reference);
         let mut packs = layer.packs.clone();
         packs.push(index_pack(layer.index));
@@ -238,19 +235,14 @@ impl Model {
     }
 
     fn find(&mut self, at: usize, diff: u32) {
-        if at < self.pulls.len() {
-            let pull = Some(self.pulls[at].reference);
-            let request = v1::FindLayersRequest { pull, diff_ids: vec![digest(b'l', diff).to_vec()] };
-            if self.world.engine.find_layers(&request).is_ok_and(|reply| reply.layers[0].found) {
-                self.pulls[at].layers.insert(diff);
-            }
+        let pull = Some(self.pulls[at].reference);
+        let request = v1::FindLayersRequest { pull, diff_ids: vec![digest(b'l', diff).to_vec()] };
+        if self.world.engine.find_layers(&request).is_ok_and(|reply| reply.layers[0].found) {
+            self.pulls[at].layers.insert(diff);
         }
     }
 
     fn commit(&mut self, at: usize, name: u32) {
-        if at >= self.pulls.len() {
-            return;
-        }
         let (reference, diffs) = (self.pulls[at].reference, self.pulls[at].layers.clone());
         let manifest = diffs.iter().fold(0, |bits, diff| bits | 1 << diff);
         let diffs: Vec<u32> = diffs.into_iter().collect();
@@ -291,11 +283,11 @@ impl Model {
                 for freed in lease.freed {
                     node.known.remove(&<Hash>::try_from(freed).unwrap());
                 }
-                (node.told, node.heard_ms) = (lease.freed_generation, self.world.clock_ms());
+                (node.told, node.heard_ms) = (lease.freed_generation, self.world.now());
             }
             Err(Error::NotFound(_)) => {
                 // A node that is not known any more drops everything and begins again.
-                *node = Node { id: self.world.node(), heard_ms: self.world.clock_ms(), ..Node::default() };
+                *node = Node { id: self.world.node(), heard_ms: self.world.now(), ..Node::default() };
             }
             Err(error) => panic!("{error:?}"),
         }
@@ -379,16 +371,10 @@ impl Model {
     }
 }
 
-impl World {
-    fn clock_ms(&self) -> u64 {
-        self.now()
-    }
-}
-
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 64, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 96, ..ProptestConfig::default() })]
     #[test]
-    fn random_histories_agree_with_the_model(ops in prop::collection::vec(op(), 1..60)) {
+    fn random_histories_agree_with_the_model(ops in prop::collection::vec(op(), 1..150)) {
         let mut model = Model::new();
         for op in &ops {
             model.run(op);

@@ -69,7 +69,7 @@ impl World {
     }
 
     pub(super) fn empty() -> Self {
-        let folder = tempfile::tempdir().unwrap();
+        let folder = folder();
         let clock = Arc::new(ManualClock::default());
         clock.advance(1_000_000);
         let engine = open(&folder, &clock);
@@ -79,7 +79,7 @@ impl World {
     /// Ends this engine and opens the directory again, as after a death: nothing is told to it.
     pub(super) fn restart(&mut self) {
         let nothing = Arc::new(ManualClock::default());
-        let aside = tempfile::tempdir().unwrap();
+        let aside = folder();
         self.engine = open(&aside, &nothing);
         self.engine = open(&self.folder, &self.clock);
     }
@@ -257,6 +257,11 @@ impl World {
         let request = v1::NodeHeartbeat { node, acknowledged_generation: acknowledged, held };
         self.engine.node_heartbeat(&request).unwrap()
     }
+}
+
+/// In memory where there is such a place: what is synced here is thrown away a moment later.
+fn folder() -> tempfile::TempDir {
+    tempfile::tempdir_in("/dev/shm").or_else(|_| tempfile::tempdir()).unwrap()
 }
 
 fn open(folder: &tempfile::TempDir, clock: &Arc<ManualClock>) -> Arc<Engine> {
