@@ -122,7 +122,7 @@ where
     let result = std::thread::scope(|scope| {
         let (full, chunks) = sync_channel::<Message>(CHUNKS_AHEAD);
         let (recycle, empty) = sync_channel(CHUNKS_AHEAD);
-        std::thread::Builder::new()
+        let worker = std::thread::Builder::new()
             .name("layer-inflate".to_owned())
             .spawn_scoped(scope, move || {
                 let mut filler = Filler {
@@ -137,12 +137,27 @@ where
                 }
             })
             .map_err(Kind::Thread)?;
-        let mut tar = TarStream::new(chunks, recycle, &options.limits);
-        let (tree, stats) = parse(&mut tar)?;
-        tar.finish(tree, stats, options.diff_id)
-            .map_err(Fault::from)
+        let result = parse_all(
+            TarStream::new(chunks, recycle, &options.limits),
+            options,
+            parse,
+        );
+        // The stream is gone by now, so the thread does not wait for it.
+        match worker.join() {
+            Ok(()) => result,
+            Err(panic) => std::panic::resume_unwind(panic),
+        }
     });
     result.map_err(|fault: Fault| DecodeError::new(&options.label, fault.entry, fault.kind))
+}
+
+fn parse_all<F>(mut tar: TarStream<'_>, options: &DecodeOptions, parse: F) -> Result<Decoded, Fault>
+where
+    F: FnOnce(&mut TarStream<'_>) -> Result<(Tree, DecodeStats), Fault>,
+{
+    let (tree, stats) = parse(&mut tar)?;
+    tar.finish(tree, stats, options.diff_id)
+        .map_err(Fault::from)
 }
 
 /// The decompressing side.
