@@ -54,6 +54,7 @@ fn op() -> impl Strategy<Value = Op> {
         1 => (0..NAMES).prop_map(|name| Op::Remove { name }),
         5 => (1u64..10, any::<[bool; 3]>())
             .prop_map(|(half, quiet)| Op::Pass { ms: half * 500, renew: quiet[0], beat: quiet[1] || quiet[2] }),
+        1 => Just(Op::Pass { ms: 16_000, renew: false, beat: true }),
         1 => Just(Op::Donor),
         1 => Just(Op::NewEpoch),
         1 => Just(Op::Node),

@@ -281,3 +281,49 @@ fn numbers_are_never_used_again() {
         world.donor("d", 1, &[64]);
     }
 }
+
+/// What a machine finds that copies the directory at some moment, as a crash would leave it.
+fn copy(world: &World) -> tempfile::TempDir {
+    let folder = tempfile::tempdir().unwrap();
+    std::fs::create_dir(folder.path().join("index")).unwrap();
+    for name in ["metad.db", "metad.db-wal"] {
+        std::fs::copy(world.path().join(name), folder.path().join(name)).unwrap();
+    }
+    for entry in std::fs::read_dir(world.path().join("index")).unwrap() {
+        let entry = entry.unwrap();
+        std::fs::copy(entry.path(), folder.path().join("index").join(entry.file_name())).unwrap();
+    }
+    folder
+}
+
+#[test]
+fn a_crash_after_any_step_shows_all_of_an_image_or_nothing() {
+    let world = World::new(64);
+    world.pull("old", 1, &[layer(1, 1)]).unwrap();
+    let check = |step: &str, names: usize| {
+        let folder = copy(&world);
+        std::fs::write(folder.path().join("index").join("half.0.part"), b"x").unwrap();
+        let options = super::super::Options { clock: world.clock.clone(), ..Default::default() };
+        let engine = super::super::Engine::open(folder.path(), options).unwrap();
+        engine.audit().unwrap().unwrap();
+        let images: usize = engine.snapshot().unwrap().iter().map(|page| page.images.len()).sum();
+        assert_eq!(images, names, "{step}");
+        let whole = engine.snapshot().unwrap().iter().flat_map(|p| p.layers.clone()).all(|layer| {
+            layer.state() == v1::LayerState::Ready
+        });
+        assert!(whole, "{step}");
+        let indexes = std::fs::read_dir(folder.path().join("index")).unwrap().count();
+        assert_eq!(indexes, index_files(&world), "{step}: orphans are swept, nothing else");
+    };
+    check("before", 1);
+    let pull = world.begin();
+    check("begun", 1);
+    world.reserve(pull, &layer(2, 3).packs).unwrap();
+    check("reserved", 1);
+    world.stage(pull, &layer(2, 3)).unwrap();
+    check("staged", 1);
+    world.commit(pull, "new", 2, 2, &[2]).unwrap();
+    check("committed", 2);
+    world.remove("old").unwrap();
+    check("removed", 1);
+}
