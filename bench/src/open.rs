@@ -94,7 +94,8 @@ fn pull(
     }
 }
 
-/// Both doors of every image, each on a node that has just been started.
+/// Both doors of every image, each on a node that has just been started for it alone: what a node
+/// does once for all images falls on each of them.
 fn first_listings(
     harbour: &Harbour,
     data: &Data,
@@ -102,39 +103,28 @@ fn first_listings(
     round: u32,
     report: &mut Report,
 ) -> anyhow::Result<()> {
-    let node = harbour.second_node(place, &format!("d{round}"))?;
     for tag in Data::sizes() {
+        let manifest = &data.image(tag)?.manifest;
+        let work = format!("open {tag}");
         // Where it lies is asked of the first mount: the new one must not see it before the time.
-        let root = harbour.root(&data.image(tag)?.manifest)?;
-        let root = node.mount().join(root.strip_prefix(harbour.mount())?);
+        let root = harbour.root(manifest)?;
+        let root = root.strip_prefix(harbour.mount())?;
+        let node = harbour.second_node(place, &format!("d-{tag}-{round}"))?;
         let started = Instant::now();
-        ls(&root)?;
-        report.add(
-            &format!("open {tag}"),
-            "",
-            LS,
-            MILLIS,
-            started.elapsed().as_secs_f64() * 1e3,
-        );
-    }
-    drop(node);
-    let node = harbour.second_node(place, &format!("v{round}"))?;
-    for tag in Data::sizes() {
-        let short = &data.image(tag)?.manifest[..12];
-        let file = node.mount().join("erofs").join(format!("{short}.erofs"));
+        ls(&node.mount().join(root))?;
+        report.add(&work, "", LS, MILLIS, started.elapsed().as_secs_f64() * 1e3);
+        drop(node);
+
+        let node = harbour.second_node(place, &format!("v-{tag}-{round}"))?;
+        let file = format!("erofs/{}.erofs", &manifest[..12]);
         let point = place.short.join("first-view");
         std::fs::create_dir_all(&point)?;
         let started = Instant::now();
-        match Mounted::erofs(&file, &point) {
+        match Mounted::erofs(&node.mount().join(file), &point) {
             Ok(_view) => {
                 ls(&point)?;
-                report.add(
-                    &format!("open {tag}"),
-                    "",
-                    VIEW,
-                    MILLIS,
-                    started.elapsed().as_secs_f64() * 1e3,
-                );
+                let elapsed = started.elapsed();
+                report.add(&work, "", VIEW, MILLIS, elapsed.as_secs_f64() * 1e3);
             }
             Err(why) => report.skip(VIEW, why),
         }
