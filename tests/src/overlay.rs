@@ -18,12 +18,21 @@ pub struct Overlay {
 impl Overlay {
     /// Lays `lowers`, topmost first, over each other.
     pub fn read_only(lowers: &[PathBuf]) -> Result<Self> {
-        Self::mount(lowers, false)
+        Self::mount(lowers, "", MsFlags::MS_RDONLY)
+    }
+
+    /// As [`Self::read_only`], reading marks from `user.overlay.*` as unprivileged mounts do.
+    pub fn with_user_attributes(lowers: &[PathBuf]) -> Result<Self> {
+        Self::mount(lowers, ",userxattr", MsFlags::MS_RDONLY)
     }
 
     /// As [`Self::read_only`], with a directory on top that takes what is written.
     pub fn writable(lowers: &[PathBuf]) -> Result<Self> {
-        Self::mount(lowers, true)
+        Self::mount(
+            lowers,
+            ",upperdir={}/upper,workdir={}/work",
+            MsFlags::empty(),
+        )
     }
 
     /// Where it is mounted.
@@ -36,7 +45,7 @@ impl Overlay {
         self.dir.path().join("upper")
     }
 
-    fn mount(lowers: &[PathBuf], writable: bool) -> Result<Self> {
+    fn mount(lowers: &[PathBuf], more: &str, flags: MsFlags) -> Result<Self> {
         let dir = tempfile::Builder::new().prefix("h-ovl.").tempdir()?;
         let top = dir.path();
         for name in ["merged", "empty", "upper", "work"] {
@@ -55,13 +64,8 @@ impl Overlay {
             symlink(lower, top.join(n.to_string()))?;
             names.push(format!("{}/{n}", top.display()));
         }
-        let mut options = format!("lowerdir={}", names.join(":"));
-        let mut flags = MsFlags::MS_RDONLY;
-        if writable {
-            let t = top.display();
-            options.push_str(&format!(",upperdir={t}/upper,workdir={t}/work"));
-            flags = MsFlags::empty();
-        }
+        let more = more.replace("{}", &top.display().to_string());
+        let options = format!("lowerdir={}{more}", names.join(":"));
         let overlay = Self { dir };
         mount(
             Some("overlay"),

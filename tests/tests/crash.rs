@@ -36,7 +36,10 @@ impl Image {
         let layer = |n: u64| {
             vec![
                 Entry::dir(format!("dir-{n}")),
-                Entry::file(format!("dir-{n}/large"), bytes(seed * 10 + n, Self::SIZE / 2)),
+                Entry::file(
+                    format!("dir-{n}/large"),
+                    bytes(seed * 10 + n, Self::SIZE / 2),
+                ),
                 Entry::file(format!("dir-{n}/small"), format!("{seed}")),
             ]
         };
@@ -53,8 +56,15 @@ impl Image {
         let rootfs = cluster.rootfs(image).unwrap();
         for n in 0..2 {
             let large = fs::read(rootfs.join(format!("dir-{n}/large"))).unwrap();
-            assert!(large == bytes(self.seed * 10 + n, Self::SIZE / 2), "image {}: other bytes", self.seed);
-            assert_eq!(fs::read_to_string(rootfs.join(format!("dir-{n}/small"))).unwrap(), self.seed.to_string());
+            assert!(
+                large == bytes(self.seed * 10 + n, Self::SIZE / 2),
+                "image {}: other bytes",
+                self.seed
+            );
+            assert_eq!(
+                fs::read_to_string(rootfs.join(format!("dir-{n}/small"))).unwrap(),
+                self.seed.to_string()
+            );
         }
     }
 }
@@ -78,7 +88,12 @@ fn images(cluster: &Cluster) -> Vec<Value> {
 
 fn name_of(image: &Value) -> String {
     let field = |key: &str| image[key].as_str().unwrap().to_owned();
-    format!("{}/{}:{}", field("registry"), field("repository"), field("tag"))
+    format!(
+        "{}/{}:{}",
+        field("registry"),
+        field("repository"),
+        field("tag")
+    )
 }
 
 /// What is listed stands whole under the mount, and nothing else stands there.
@@ -86,22 +101,34 @@ fn nothing_is_half(cluster: &Cluster, after: &str) {
     for image in images(cluster) {
         let rootfs = image["rootfs"].as_str().unwrap().to_owned();
         let whole = shell::until("the image is there", Duration::from_secs(20), || {
-            Ok(fs::read_dir(format!("{rootfs}/dir-1")).is_ok().then_some(()))
+            Ok(fs::read_dir(format!("{rootfs}/dir-1"))
+                .is_ok()
+                .then_some(()))
         });
         whole.unwrap_or_else(|e| panic!("after {after}: {rootfs}: {e:#}\n{}", cluster.logs()));
         for n in 0..2 {
             let got = fs::read(format!("{rootfs}/dir-{n}/large"));
-            let got = got.unwrap_or_else(|e| panic!("after {after}: {rootfs}: {e}\n{}", cluster.logs()));
+            let got =
+                got.unwrap_or_else(|e| panic!("after {after}: {rootfs}: {e}\n{}", cluster.logs()));
             assert_eq!(got.len(), Image::SIZE / 2, "after {after}: {rootfs}");
         }
     }
     let shown = count_rootfs(&cluster.mount().join("images"));
-    assert_eq!(shown, images(cluster).len(), "after {after}: images under the mount");
+    assert_eq!(
+        shown,
+        images(cluster).len(),
+        "after {after}: images under the mount"
+    );
 }
 
 fn count_rootfs(dir: &std::path::Path) -> usize {
-    let Ok(list) = fs::read_dir(dir) else { return 0 };
-    list.flatten().map(|e| if e.file_name() == "rootfs" { 1 } else if e.path().join("rootfs").exists() { 1 } else { count_rootfs(&e.path()) }).sum()
+    if dir.join("rootfs").exists() {
+        return 1;
+    }
+    let Ok(list) = fs::read_dir(dir) else {
+        return 0;
+    };
+    list.flatten().map(|e| count_rootfs(&e.path())).sum()
 }
 
 /// Takes every image away and waits until the books say that nothing is used.
@@ -112,7 +139,15 @@ fn no_space_is_lost(cluster: &Cluster, after: &str) {
     let mut last = Value::Null;
     let settled = shell::until("the books are empty", SETTLE_LIMIT, || {
         last = cluster.json("status")?["metad"].clone();
-        let keys = ["used_bytes", "reserved_bytes", "quarantined_bytes", "images", "layers", "objects", "packs"];
+        let keys = [
+            "used_bytes",
+            "reserved_bytes",
+            "quarantined_bytes",
+            "images",
+            "layers",
+            "objects",
+            "packs",
+        ];
         Ok(keys.iter().all(|key| last[*key] == 0).then_some(()))
     });
     settled.unwrap_or_else(|e| panic!("after {after}: {e:#}: {last}\n{}", cluster.logs()));
@@ -133,15 +168,25 @@ fn the_puller_dies_at_each_step() {
     let cluster = Cluster::start(LEND).unwrap();
     for (n, point) in harbour::failpoint::NAMES.iter().enumerate() {
         let image = Image::new(&cluster, n as u64);
-        let output = pull_with(&cluster, &image.reference(), Some(&format!("{point}=abort")));
-        assert!(!output.status.success(), "{point} was never reached: {}", output.stderr);
+        let output = pull_with(
+            &cluster,
+            &image.reference(),
+            Some(&format!("{point}=abort")),
+        );
+        assert!(
+            !output.status.success(),
+            "{point} was never reached: {}",
+            output.stderr
+        );
         let visible = images(&cluster).len();
         let wanted = usize::from(*point == "pull.committed");
         assert_eq!(visible, wanted, "{point}: images visible");
         nothing_is_half(&cluster, point);
         let pulled = cluster.pull(&image.reference()).unwrap();
         image.check(&cluster, &pulled);
-        cluster.harbour(["rm", &name_of(&images(&cluster)[0])]).unwrap();
+        cluster
+            .harbour(["rm", &name_of(&images(&cluster)[0])])
+            .unwrap();
     }
     no_space_is_lost(&cluster, "all steps of the puller");
 }
@@ -150,11 +195,19 @@ fn the_puller_dies_at_each_step() {
 fn the_puller_dies_at_any_moment() {
     let cluster = Cluster::start(LEND).unwrap();
     let image = Image::new(&cluster, 100);
-    let whole = pull_with(&cluster, &image.reference(), None).ok().unwrap().elapsed;
-    cluster.harbour(["rm", &name_of(&images(&cluster)[0])]).unwrap();
+    let whole = pull_with(&cluster, &image.reference(), None)
+        .ok()
+        .unwrap()
+        .elapsed;
+    cluster
+        .harbour(["rm", &name_of(&images(&cluster)[0])])
+        .unwrap();
     for n in 1..8_u64 {
         let image = Image::new(&cluster, 100 + n);
-        let mut child = cluster.command(["pull", &image.reference()]).spawn().unwrap();
+        let mut child = cluster
+            .command(["pull", &image.reference()])
+            .spawn()
+            .unwrap();
         std::thread::sleep(whole.mul_f64(n as f64 / 8.0));
         child.kill().unwrap();
         child.wait().unwrap();
@@ -167,7 +220,8 @@ fn the_puller_dies_at_any_moment() {
 
 /// What a client does so that metad comes past a failpoint.
 fn provoke(cluster: &mut Cluster, point: &str, image: &Image) {
-    let pull = |cluster: &Cluster, image: &Image| drop(pull_with(cluster, &image.reference(), None));
+    let pull =
+        |cluster: &Cluster, image: &Image| drop(pull_with(cluster, &image.reference(), None));
     match point.split('.').next().unwrap() {
         "begin" | "reserve" | "put_index" | "stage_layer" | "commit" => pull(cluster, image),
         "evict" => {
@@ -179,7 +233,15 @@ fn provoke(cluster: &mut Cluster, point: &str, image: &Image) {
         }
         "abort" => {
             let mut layout = Layout::create(&cluster.dir().join("bad")).unwrap();
-            layout.image("x", &[vec![Entry::file("f", bytes(image.seed, 5_000_000)), Entry::hard("l", "none")]]).unwrap();
+            layout
+                .image(
+                    "x",
+                    &[vec![
+                        Entry::file("f", bytes(image.seed, 5_000_000)),
+                        Entry::hard("l", "none"),
+                    ]],
+                )
+                .unwrap();
             pull_with(cluster, &layout.reference("x"), None);
         }
         "expire" => {
@@ -203,27 +265,38 @@ fn provoke(cluster: &mut Cluster, point: &str, image: &Image) {
 }
 
 fn metad_dies(points: impl Fn(&str) -> bool) {
-    let points: Vec<_> = harbour_metad::failpoint::NAMES.iter().filter(|p| points(p)).collect();
+    let points: Vec<_> = harbour_metad::failpoint::NAMES
+        .iter()
+        .filter(|p| points(p))
+        .collect();
     assert!(!points.is_empty(), "no failpoint of these names");
     let mut complaints = Vec::new();
     for (n, point) in points.into_iter().enumerate() {
         let mut cluster = Cluster::empty(LEND).unwrap();
-        cluster.start_part(Part::Metad, Some(&format!("{point}=abort"))).unwrap();
+        cluster
+            .start_part(Part::Metad, Some(&format!("{point}=abort")))
+            .unwrap();
         cluster.start_part(Part::Donor, None).unwrap();
         cluster.start_part(Part::Node, None).unwrap();
         cluster.wait_ready().unwrap();
         let image = Image::new(&cluster, 200 + n as u64);
         provoke(&mut cluster, point, &image);
-        let died = shell::until("metad dies", Duration::from_secs(40), || Ok(cluster.ended(Part::Metad)?.then_some(())));
+        let died = shell::until("metad dies", Duration::from_secs(40), || {
+            Ok(cluster.ended(Part::Metad)?.then_some(()))
+        });
         if died.is_err() {
             complaints.push(format!("{point} was never reached"));
             continue;
         }
         cluster.kill(Part::Metad).unwrap();
         cluster.start_part(Part::Metad, None).unwrap();
-        cluster.wait_ready().unwrap_or_else(|e| panic!("{point}: {e:#}"));
+        cluster
+            .wait_ready()
+            .unwrap_or_else(|e| panic!("{point}: {e:#}"));
         nothing_is_half(&cluster, point);
-        let pulled = cluster.pull(&image.reference()).unwrap_or_else(|e| panic!("{point}: {e:#}"));
+        let pulled = cluster
+            .pull(&image.reference())
+            .unwrap_or_else(|e| panic!("{point}: {e:#}"));
         image.check(&cluster, &pulled);
         no_space_is_lost(&cluster, point);
     }
@@ -249,30 +322,47 @@ fn metad_dies_around_a_commit() {
 fn metad_dies_while_space_is_freed() {
     metad_dies(|p| {
         let group = p.split('.').next().unwrap_or(p);
-        !matches!(group, "begin" | "reserve" | "put_index" | "stage_layer" | "commit" | "commit_refill")
+        !matches!(
+            group,
+            "begin" | "reserve" | "put_index" | "stage_layer" | "commit" | "commit_refill"
+        )
     });
 }
 
 #[test]
 fn the_donor_dies_during_a_pull() {
-    for (n, point) in ["reserve.after", "put_index.middle", "commit.before"].iter().enumerate() {
+    for (n, point) in ["reserve.after", "put_index.middle", "commit.before"]
+        .iter()
+        .enumerate()
+    {
         let mut cluster = Cluster::empty(LEND).unwrap();
-        cluster.start_part(Part::Metad, Some(&format!("{point}=sleep:1500"))).unwrap();
+        cluster
+            .start_part(Part::Metad, Some(&format!("{point}=sleep:1500")))
+            .unwrap();
         cluster.start_part(Part::Donor, None).unwrap();
         cluster.start_part(Part::Node, None).unwrap();
         cluster.wait_ready().unwrap();
         let image = Image::new(&cluster, 300 + n as u64);
         let started = Instant::now();
-        let mut child = cluster.command(["pull", &image.reference()]).spawn().unwrap();
+        let mut child = cluster
+            .command(["pull", &image.reference()])
+            .spawn()
+            .unwrap();
         std::thread::sleep(Duration::from_millis(700));
         cluster.kill(Part::Donor).unwrap();
         let ended = shell::wait(&mut child, started + PULL_LIMIT).unwrap();
-        assert!(ended.is_some(), "{point}: the pull hangs on a dead donor\n{}", cluster.logs());
+        assert!(
+            ended.is_some(),
+            "{point}: the pull hangs on a dead donor\n{}",
+            cluster.logs()
+        );
         cluster.start_part(Part::Donor, None).unwrap();
         cluster.wait_ready().unwrap();
         // Whether it was committed or not: what is visible is whole, if need be from the source.
         nothing_is_half(&cluster, point);
-        let pulled = cluster.pull(&image.reference()).unwrap_or_else(|e| panic!("{point}: {e:#}"));
+        let pulled = cluster
+            .pull(&image.reference())
+            .unwrap_or_else(|e| panic!("{point}: {e:#}"));
         image.check(&cluster, &pulled);
         no_space_is_lost(&cluster, point);
     }

@@ -18,6 +18,7 @@ use harbour_tests::{
     shell,
     tree::{Links, Rules, Tree},
 };
+use nix::mount::{MntFlags, MsFlags};
 
 /// Differences shown of each comparison.
 const SHOWN: usize = 25;
@@ -32,8 +33,7 @@ fn same(what: &str, judge: &Tree, served: &Path, rules: &Rules) -> Tree {
     tree
 }
 
-/// An overlay counts links and subdirectories its own way, shows the marks of unprivileged
-/// overlays, and gives directories that a layer only implies that layer's defaults.
+/// An overlay counts links and subdirectories its own way, and gives directories that a layer only implies that layer's defaults.
 fn overlay_rules(judged: &Judged) -> Rules {
     let implied: BTreeSet<_> = judged
         .layers
@@ -43,7 +43,6 @@ fn overlay_rules(judged: &Judged) -> Rules {
     Rules {
         links: Links::Names,
         dir_links: false,
-        ignored_xattrs: BTreeSet::from([b"user.overlay.opaque".to_vec()]),
         loose_dirs: implied,
         ..Rules::default()
     }
@@ -114,8 +113,15 @@ fn check_image(cluster: &Cluster, image: &Pulled, judged: &Judged, has_umoci: bo
     if !kernel_has_fast_view() {
         let status = cluster.json("status").unwrap();
         assert!(
-            !cluster.run_dir().join("view").join("x").exists(),
+            !status["node"]["fast_view"]
+                .as_str()
+                .unwrap()
+                .starts_with("on"),
             "{status}"
+        );
+        assert_eq!(
+            fs::read_dir(cluster.run_dir().join("view")).map_or(0, Iterator::count),
+            0
         );
         return;
     }
@@ -137,28 +143,52 @@ fn check_image(cluster: &Cluster, image: &Pulled, judged: &Judged, has_umoci: bo
         &container.path(),
         &rules,
     );
-    for (layer, tree) in judged.layers.iter().zip(&layers) {
-        let view = cluster.view(&layer.diff_id).unwrap();
+    // The node mounts images; the file of a layer is as good a disk to whoever mounts it.
+    let mounts: Vec<_> = judged
+        .layers
+        .iter()
+        .map(|l| ErofsMount::new(&cluster.erofs(&l.diff_id)))
+        .collect();
+    for ((layer, tree), view) in judged.layers.iter().zip(&layers).zip(&mounts) {
         same(
-            &format!("extracted, fast view of layer {}", layer.dir),
+            &format!("extracted, EROFS mount of layer {}", layer.dir),
             tree,
-            &view,
+            view.0.path(),
             &Rules::default(),
         );
     }
-    let views: Vec<PathBuf> = judged
-        .layers
-        .iter()
-        .rev()
-        .map(|l| cluster.view(&l.diff_id).unwrap())
-        .collect();
+    let views: Vec<PathBuf> = mounts.iter().rev().map(|m| m.0.path().to_owned()).collect();
     let overlay = Overlay::read_only(&views).unwrap();
     same(
-        "overlay of extracted layers, overlay of fast views",
+        "overlay of extracted layers, overlay of EROFS mounts",
         &extracted_tree,
         &overlay.path(),
         &Rules::default(),
     );
+}
+
+/// An EROFS file mounted by the kernel; unmounted when dropped.
+struct ErofsMount(tempfile::TempDir);
+
+impl ErofsMount {
+    fn new(file: &Path) -> Self {
+        let mount = Self(tempfile::tempdir().unwrap());
+        nix::mount::mount(
+            Some(file),
+            mount.0.path(),
+            Some("erofs"),
+            MsFlags::MS_RDONLY,
+            None::<&str>,
+        )
+        .unwrap();
+        mount
+    }
+}
+
+impl Drop for ErofsMount {
+    fn drop(&mut self) {
+        let _ = nix::mount::umount2(self.0.path(), MntFlags::MNT_DETACH);
+    }
 }
 
 fn check_erofs(cluster: &Cluster, image: &Pulled, judged: &Judged) {
@@ -322,4 +352,28 @@ fn a_container_can_write_above_either_door() {
             output.text()
         );
     }
+}
+
+/// Whoever may not read `trusted.*` mounts overlays with `userxattr`.
+#[test]
+fn an_overlay_without_privileges_sees_opaque_directories() {
+    let judged = fixtures::judged("app").unwrap();
+    let registry = Registry::with(&["app"]).unwrap();
+    let cluster = Cluster::start("512MiB").unwrap();
+    let image = cluster.pull(&registry.image("app")).unwrap();
+    cluster.rootfs(&image).unwrap();
+    let ours: Vec<PathBuf> = judged
+        .layers
+        .iter()
+        .rev()
+        .map(|l| cluster.layer(&l.diff_id))
+        .collect();
+    let overlay = Overlay::with_user_attributes(&ours).unwrap();
+    let names: Vec<_> = fs::read_dir(overlay.path().join("usr/share/doc"))
+        .unwrap()
+        .map(|e| e.unwrap().file_name())
+        .collect();
+    assert_eq!(names, ["README.app"]);
+    assert!(!overlay.path().join("etc/debian_version").exists());
+    assert!(overlay.path().join("usr/bin/python3").exists());
 }

@@ -4,6 +4,8 @@
 //! The same checks run on a disk mounted read-only, so that a wrong expectation is seen as one.
 #![allow(clippy::unwrap_used, clippy::expect_used, unreachable_pub)]
 
+#[path = "readonly/directories.rs"]
+mod directories;
 #[path = "readonly/mutations.rs"]
 mod mutations;
 #[path = "readonly/plant.rs"]
@@ -38,7 +40,11 @@ fn every_door_is_a_proper_read_only_file_system() {
         ("rootfs", cluster.rootfs(&image).unwrap()),
         ("layer", cluster.layer(diff_id)),
     ];
-    if cluster.json("status").unwrap()["node"]["fast_view"].as_str() != Some("off") {
+    if cluster.json("status").unwrap()["node"]["fast_view"]
+        .as_str()
+        .unwrap()
+        .starts_with("on")
+    {
         doors.push(("fast view", cluster.view(&image.manifest).unwrap()));
     }
     let overlay = Overlay::read_only(&[cluster.layer(diff_id)]).unwrap();

@@ -11,7 +11,6 @@ mod model;
 mod plant;
 
 use std::{
-    collections::BTreeSet,
     path::PathBuf,
     sync::atomic::{AtomicU32, Ordering},
 };
@@ -96,7 +95,6 @@ impl Planted {
         let rules = Rules {
             links: Links::Names,
             dir_links: false,
-            ignored_xattrs: BTreeSet::from([b"user.overlay.opaque".to_vec()]),
             loose_dirs: stack.iter().flat_map(Layer::implied).collect(),
             ..Rules::default()
         };

@@ -47,7 +47,9 @@ pub fn attack(cluster: &Cluster) -> Result<Vec<PathBuf>> {
     for path in &found {
         for message in &messages {
             // Refusing, closing early and ignoring are all right; hanging or dying is not.
-            let Ok(mut stream) = UnixStream::connect(path) else { continue };
+            let Ok(mut stream) = UnixStream::connect(path) else {
+                continue;
+            };
             stream.set_write_timeout(Some(Duration::from_secs(2)))?;
             stream.set_read_timeout(Some(Duration::from_millis(200)))?;
             let _ = stream.write_all(message);

@@ -57,9 +57,7 @@ fn one(
         Node::Dir { meta, opaque } => {
             fs::create_dir(place)?;
             if *opaque {
-                for key in ["trusted.overlay.opaque", "user.overlay.opaque"] {
-                    lsetxattr(place, key, b"y", XattrFlags::empty())?;
-                }
+                lsetxattr(place, "trusted.overlay.opaque", b"y", XattrFlags::empty())?;
             }
             dirs.push((place.to_owned(), meta.clone().unwrap_or_else(Meta::implied)));
         }
