@@ -100,8 +100,19 @@ impl Engine {
     pub fn open(folder: &Path, options: Options) -> Result<Arc<Self>, Error> {
         let (store, mut writer) = Store::open(folder)?;
         let boot = writer.transaction(Sync::Full, |tx| tx.bump(Counter::Boot, 1))?;
-        let Options { clock, timing, failpoints, policy, replicas } = options;
-        let options = Settings { clock, timing, failpoints, replicas };
+        let Options {
+            clock,
+            timing,
+            failpoints,
+            policy,
+            replicas,
+        } = options;
+        let options = Settings {
+            clock,
+            timing,
+            failpoints,
+            replicas,
+        };
         let now_ms = options.clock.now_ms();
         let read = writer.read();
         let (generation, freed) = (
@@ -118,7 +129,8 @@ impl Engine {
             space_freed: watch::Sender::new(0),
             freed: AtomicU64::new(freed),
         };
-        engine.collect_now()?;
+        // Nothing is collected before the first tick: a daemon that comes up quickly is worth more.
+
         Ok(Arc::new(engine))
     }
 

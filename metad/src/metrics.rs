@@ -1,10 +1,6 @@
 //! Figures for Prometheus, gathered when they are asked for.
 
-use std::{
-    fmt,
-    sync::atomic::AtomicU64,
-    time::Duration,
-};
+use std::{fmt, sync::atomic::AtomicU64, time::Duration};
 
 use prometheus_client::{
     encoding::{EncodeLabelSet, text::encode},
@@ -71,12 +67,24 @@ const FIGURES: &[(Figure, &str, &str)] = &[
     (Figure::Images, "images", "Named images"),
     (Figure::Layers, "layers", "Layers"),
     (Figure::Objects, "objects", "Objects of visible packs"),
-    (Figure::Packs, "packs", "Packs that layers and images refer to"),
-    (Figure::Logical, "logical_bytes", "What all layers would take apart"),
+    (
+        Figure::Packs,
+        "packs",
+        "Packs that layers and images refer to",
+    ),
+    (
+        Figure::Logical,
+        "logical_bytes",
+        "What all layers would take apart",
+    ),
     (Figure::Pulls, "pulls", "Pulls under way"),
     (Figure::Nodes, "nodes", "Nodes with a lease"),
     (Figure::DonorsLive, "donors_live", "Donors with a lease"),
-    (Figure::Database, "database_bytes", "Database and journal on disk"),
+    (
+        Figure::Database,
+        "database_bytes",
+        "Database and journal on disk",
+    ),
 ];
 
 impl Metrics {
@@ -96,21 +104,42 @@ impl Metrics {
             gauges.push((*figure, gauge));
         }
         let evictions = Gauge::default();
-        registry.register("evictions", "Packs evicted since the state directory was made", evictions.clone());
-        Self { registry, calls, seconds, space, gauges, evictions }
+        registry.register(
+            "evictions",
+            "Packs evicted since the state directory was made",
+            evictions.clone(),
+        );
+        Self {
+            registry,
+            calls,
+            seconds,
+            space,
+            gauges,
+            evictions,
+        }
     }
 
     /// A call was answered.
     pub(crate) fn answered(&self, method: &'static str, code: Code, time: Duration) {
-        self.calls.get_or_create(&Call { method, code: code_name(code) }).inc();
-        self.seconds.get_or_create(&Method { method }).observe(time.as_secs_f64());
+        self.calls
+            .get_or_create(&Call {
+                method,
+                code: code_name(code),
+            })
+            .inc();
+        self.seconds
+            .get_or_create(&Method { method })
+            .observe(time.as_secs_f64());
     }
 
     /// All figures as Prometheus reads them.
     pub(crate) fn text(&self, engine: &Engine) -> Result<String, Error> {
         let status = engine.status()?;
         let count = |count: usize| count as u64;
-        let free = status.lent_bytes - status.used_bytes - status.reserved_bytes - status.quarantined_bytes;
+        let free = status.lent_bytes
+            - status.used_bytes
+            - status.reserved_bytes
+            - status.quarantined_bytes;
         for (book, bytes) in [
             ("used", status.used_bytes),
             ("reserved", status.reserved_bytes),

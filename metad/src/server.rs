@@ -4,12 +4,7 @@ mod guard;
 mod http;
 mod socket;
 
-use std::{
-    net::SocketAddr,
-    path::PathBuf,
-    sync::Arc,
-    time::Duration,
-};
+use std::{net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 
 use harbour_metad_client::{FRAME_MAX, v1};
 use tokio::{
@@ -137,7 +132,10 @@ pub struct Server {
 ///
 /// # Errors
 /// [`ServerError`], which names the path or address.
-pub async fn run(config: Config, shutdown: impl Future<Output = ()> + Send) -> Result<(), ServerError> {
+pub async fn run(
+    config: Config,
+    shutdown: impl Future<Output = ()> + Send,
+) -> Result<(), ServerError> {
     Server::bind(config).await?.serve(shutdown).await
 }
 
@@ -147,7 +145,14 @@ impl Server {
     /// # Errors
     /// [`ServerError`], which names the path or address.
     pub async fn bind(config: Config) -> Result<Self, ServerError> {
-        let Config { state_dir, socket, socket_mode, listen, metrics, options } = config;
+        let Config {
+            state_dir,
+            socket,
+            socket_mode,
+            listen,
+            metrics,
+            options,
+        } = config;
         let path = state_dir.clone();
         let opened = tokio::task::spawn_blocking(move || Engine::open(&state_dir, options)).await;
         let engine = opened
@@ -156,17 +161,26 @@ impl Server {
         let unix = UnixSocket::bind(&socket, socket_mode).await?;
         let tcp = bind(listen).await?;
         let metrics = bind(metrics).await?;
-        Ok(Self { engine, unix, tcp, metrics })
+        Ok(Self {
+            engine,
+            unix,
+            tcp,
+            metrics,
+        })
     }
 
     /// Address of gRPC over TCP, with the port that the system chose for port 0.
     pub fn tcp_address(&self) -> Option<SocketAddr> {
-        self.tcp.as_ref().and_then(|listener| listener.local_addr().ok())
+        self.tcp
+            .as_ref()
+            .and_then(|listener| listener.local_addr().ok())
     }
 
     /// Address of the metrics, likewise.
     pub fn metrics_address(&self) -> Option<SocketAddr> {
-        self.metrics.as_ref().and_then(|listener| listener.local_addr().ok())
+        self.metrics
+            .as_ref()
+            .and_then(|listener| listener.local_addr().ok())
     }
 
     /// Answers until `shutdown` is ready, then lets calls under way finish for 5 s.
@@ -174,7 +188,12 @@ impl Server {
     /// # Errors
     /// [`ServerError::Serve`] when a listener fails.
     pub async fn serve(self, shutdown: impl Future<Output = ()> + Send) -> Result<(), ServerError> {
-        let Self { engine, unix, tcp, metrics } = self;
+        let Self {
+            engine,
+            unix,
+            tcp,
+            metrics,
+        } = self;
         let figures = Arc::new(Metrics::new());
         let (close, closing) = watch::channel(false);
         let service = Service::new(engine.clone(), figures.clone(), closing.clone());
@@ -195,7 +214,12 @@ impl Server {
             tasks.spawn(serve(router, incoming, closing.clone()));
         }
         if let Some(listener) = metrics {
-            tasks.spawn(http::serve(listener, engine.clone(), figures, closing.clone()));
+            tasks.spawn(http::serve(
+                listener,
+                engine.clone(),
+                figures,
+                closing.clone(),
+            ));
         }
         tasks.spawn(tick(engine, closing));
         let outcome = tokio::select! {
@@ -216,7 +240,9 @@ impl Server {
 }
 
 async fn bind(address: Option<SocketAddr>) -> Result<Option<TcpListener>, ServerError> {
-    let Some(address) = address else { return Ok(None) };
+    let Some(address) = address else {
+        return Ok(None);
+    };
     match TcpListener::bind(address).await {
         Ok(listener) => Ok(Some(listener)),
         Err(source) => Err(ServerError::Listen { address, source }),
@@ -227,7 +253,9 @@ async fn bind(address: Option<SocketAddr>) -> Result<Option<TcpListener>, Server
 fn router(service: &Service) -> Router {
     macro_rules! limited {
         ($server:ident) => {
-            $server::new(service.clone()).max_decoding_message_size(FRAME_MAX).max_encoding_message_size(FRAME_MAX)
+            $server::new(service.clone())
+                .max_decoding_message_size(FRAME_MAX)
+                .max_encoding_message_size(FRAME_MAX)
         };
     }
     tonic::transport::Server::builder()
@@ -273,7 +301,10 @@ async fn tick(engine: Arc<Engine>, mut closing: watch::Receiver<bool>) -> Result
             Ok(Ok(())) => {}
             Ok(Err(error)) => {
                 let status = tonic::Status::from(error);
-                tracing::error!(error = status.message(), "the round of leases failed, trying again");
+                tracing::error!(
+                    error = status.message(),
+                    "the round of leases failed, trying again"
+                );
                 tokio::time::sleep(Duration::from_secs(1)).await;
             }
             Err(error) => return Err(ServerError::Serve(error.to_string())),

@@ -58,7 +58,11 @@ struct Inner {
 }
 
 impl Service {
-    pub(crate) fn new(engine: Arc<Engine>, metrics: Arc<Metrics>, closing: watch::Receiver<bool>) -> Self {
+    pub(crate) fn new(
+        engine: Arc<Engine>,
+        metrics: Arc<Metrics>,
+        closing: watch::Receiver<bool>,
+    ) -> Self {
         let inner = Inner {
             engine,
             metrics,
@@ -68,7 +72,9 @@ impl Service {
             watches: Arc::new(Semaphore::new(WATCHES)),
             closing,
         };
-        Self { inner: Arc::new(inner) }
+        Self {
+            inner: Arc::new(inner),
+        }
     }
 
     /// Runs one call in its lane and counts it.
@@ -78,7 +84,9 @@ impl Service {
         lane: Lane,
         work: impl FnOnce(&Arc<Engine>) -> Result<T, Error> + Send + 'static,
     ) -> Result<Response<T>, Status> {
-        self.counted(method, self.blocking(lane, work)).await.map(Response::new)
+        self.counted(method, self.blocking(lane, work))
+            .await
+            .map(Response::new)
     }
 
     /// Counts an answer of any kind.
@@ -89,7 +97,9 @@ impl Service {
     ) -> Result<T, Status> {
         let start = Instant::now();
         let answer = answer.await;
-        let code = answer.as_ref().map_or_else(Status::code, |_| tonic::Code::Ok);
+        let code = answer
+            .as_ref()
+            .map_or_else(Status::code, |_| tonic::Code::Ok);
         self.inner.metrics.answered(method, code, start.elapsed());
         if let Err(status) = &answer
             && code == tonic::Code::Internal
@@ -112,7 +122,11 @@ impl Service {
         };
         let _turn = match tokio::time::timeout(TURN_WAIT, lane.acquire()).await {
             Ok(Ok(turn)) => turn,
-            _ => return Err(Status::resource_exhausted("metad is busy: too many calls at once")),
+            _ => {
+                return Err(Status::resource_exhausted(
+                    "metad is busy: too many calls at once",
+                ));
+            }
         };
         let engine = self.inner.engine.clone();
         match tokio::task::spawn_blocking(move || work(&engine)).await {

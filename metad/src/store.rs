@@ -50,7 +50,7 @@ pub(crate) use donors::DonorRow;
 pub(crate) use files::{IndexDraft, IndexFiles};
 pub(crate) use images::{ImageRow, NameRow};
 pub(crate) use layers::{LayerRow, NewLayer};
-pub(crate) use packs::{ExtentRow, PackRow, QuarantineRow};
+pub(crate) use packs::{ExtentRow, ObjectRow, PackRow, QuarantineRow};
 pub(crate) use pulls::{DoneRow, PullRow};
 
 use crate::error::Error;
@@ -63,6 +63,13 @@ const READER_WAIT: Duration = Duration::from_secs(5);
 
 /// Bytes of the database that are mapped, so that a lookup costs no system call.
 const MMAP_BYTES: i64 = 4 << 30;
+
+/// Page cache of the writer in KiB: digests are random, so the objects of one layer touch many
+/// pages, which should not be written before the transaction ends.
+const WRITER_CACHE_KIB: i64 = 64 << 10;
+
+/// Pages of 4 KiB in the journal before it is copied into the database, for the same reason.
+const CHECKPOINT_PAGES: i64 = 8192;
 
 /// Counters that are kept, each only ever growing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -124,6 +131,8 @@ impl Store {
         connection.pragma_update(None, "synchronous", "normal")?;
         connection.pragma_update(None, "foreign_keys", true)?;
         connection.pragma_update(None, "journal_size_limit", 64 << 20)?;
+        connection.pragma_update(None, "wal_autocheckpoint", CHECKPOINT_PAGES)?;
+        connection.pragma_update(None, "cache_size", -WRITER_CACHE_KIB)?;
         tune(&connection)?;
         schema::migrate(&mut connection, &database)?;
         let writer = Writer { connection };

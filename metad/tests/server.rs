@@ -1,6 +1,7 @@
 //! The real daemon on real sockets, asked by the real client.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
+#[path = "support/common.rs"]
 mod common;
 
 use std::{
@@ -30,17 +31,51 @@ async fn an_image_over_the_wire_and_away_again() {
     }
     assert_eq!((snapshot.images.len(), snapshot.layers.len()), (1, 1));
     assert_eq!(snapshot.layers[0].state(), v1::LayerState::Ready);
-    let packs = client.locate(v1::LocateRequest { packs: vec![common::hash("pack", 1).to_vec()] }).await.unwrap();
+    let packs = client
+        .locate(v1::LocateRequest {
+            packs: vec![common::hash("pack", 1).to_vec()],
+        })
+        .await
+        .unwrap();
     assert_eq!((packs.packs[0].extents.len(), packs.donors.len()), (1, 1));
     let index = snapshot.images[0].index.clone().unwrap();
-    let range = v1::ReadIndexRequest { digest: index.digest, offset: 3, len: 9 };
-    assert_eq!(client.read_index(range).await.unwrap().content, content(1, 200_000).0[3..12]);
+    let range = v1::ReadIndexRequest {
+        digest: index.digest,
+        offset: 3,
+        len: 9,
+    };
+    assert_eq!(
+        client.read_index(range).await.unwrap().content,
+        content(1, 200_000).0[3..12]
+    );
     let status = client.status(v1::StatusRequest {}).await.unwrap();
-    assert_eq!((status.images, status.objects, status.policy.as_str()), (1, 300, "lru"));
-    let name = v1::RemoveNameRequest { registry: "r".into(), repository: "p".into(), tag: "one".into() };
-    assert!(client.remove_name(name.clone()).await.unwrap().image_removed);
+    assert_eq!(
+        (status.images, status.objects, status.policy.as_str()),
+        (1, 300, "lru")
+    );
+    let name = v1::RemoveNameRequest {
+        registry: "r".into(),
+        repository: "p".into(),
+        tag: "one".into(),
+    };
+    assert!(
+        client
+            .remove_name(name.clone())
+            .await
+            .unwrap()
+            .image_removed
+    );
     let error = client.remove_name(name).await.unwrap_err();
-    assert!(matches!(error, Error::NotFound { asked: "Catalogue.RemoveName", .. }), "{error}");
+    assert!(
+        matches!(
+            error,
+            Error::NotFound {
+                asked: "Catalogue.RemoveName",
+                ..
+            }
+        ),
+        "{error}"
+    );
     daemon.stop().await;
 }
 
@@ -54,9 +89,15 @@ async fn tcp_metrics_and_health() {
     let tcp: Endpoint = format!("http://{}", daemon.tcp.unwrap()).parse().unwrap();
     let client = Client::connect(&tcp, SECOND).await.unwrap();
     common::donor(&client, "d", 1, 8 << 20).await;
-    let _ = client.get_document(v1::DocumentRequest { digest: vec![1] }).await.unwrap_err();
+    let _ = client
+        .get_document(v1::DocumentRequest { digest: vec![1] })
+        .await
+        .unwrap_err();
     let get = |path: &str| {
-        let (address, request) = (daemon.metrics.unwrap(), format!("GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"));
+        let (address, request) = (
+            daemon.metrics.unwrap(),
+            format!("GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"),
+        );
         tokio::task::spawn_blocking(move || {
             let mut stream = std::net::TcpStream::connect(address).unwrap();
             stream.write_all(request.as_bytes()).unwrap();
@@ -80,9 +121,15 @@ async fn tcp_metrics_and_health() {
         assert!(text.contains(line), "{line} in {text}");
     }
     let mut health = tonic_health::pb::health_client::HealthClient::new(
-        tonic::transport::Endpoint::from_shared(tcp.to_string()).unwrap().connect().await.unwrap(),
+        tonic::transport::Endpoint::from_shared(tcp.to_string())
+            .unwrap()
+            .connect()
+            .await
+            .unwrap(),
     );
-    let request = tonic_health::pb::HealthCheckRequest { service: "harbour.v1.Ingest".into() };
+    let request = tonic_health::pb::HealthCheckRequest {
+        service: "harbour.v1.Ingest".into(),
+    };
     assert_eq!(health.check(request).await.unwrap().into_inner().status, 1);
     daemon.stop().await;
 }
@@ -90,23 +137,42 @@ async fn tcp_metrics_and_health() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn names_that_are_taken_and_states_that_are_used() {
     let daemon = Daemon::start(|_| {}).await;
-    let mode = std::fs::metadata(&daemon.socket).unwrap().permissions().mode();
+    let mode = std::fs::metadata(&daemon.socket)
+        .unwrap()
+        .permissions()
+        .mode();
     assert_eq!(mode & 0o777, 0o660);
-    let same_state = Config::new(daemon.folder.path().join("state"), daemon.folder.path().join("other"));
-    assert!(matches!(Server::bind(same_state).await, Err(ServerError::State { .. })));
+    let same_state = Config::new(
+        daemon.folder.path().join("state"),
+        daemon.folder.path().join("other"),
+    );
+    assert!(matches!(
+        Server::bind(same_state).await,
+        Err(ServerError::State { .. })
+    ));
     let same_socket = Config::new(daemon.folder.path().join("state2"), &daemon.socket);
-    assert!(matches!(Server::bind(same_socket).await, Err(ServerError::SocketTaken { .. })));
+    assert!(matches!(
+        Server::bind(same_socket).await,
+        Err(ServerError::SocketTaken { .. })
+    ));
     let file = daemon.folder.path().join("file");
     std::fs::write(&file, b"precious").unwrap();
     let on_file = Config::new(daemon.folder.path().join("state3"), &file);
-    assert!(matches!(Server::bind(on_file).await, Err(ServerError::SocketTaken { .. })));
+    assert!(matches!(
+        Server::bind(on_file).await,
+        Err(ServerError::SocketTaken { .. })
+    ));
     assert_eq!(std::fs::read(&file).unwrap(), b"precious");
     let socket = daemon.socket.clone();
     let folder = daemon.stop().await;
     assert!(!socket.exists(), "the name goes with the daemon");
     drop(std::os::unix::net::UnixListener::bind(&socket).unwrap());
     assert!(socket.exists(), "stale");
-    drop(Server::bind(Config::new(folder.path().join("state"), &socket)).await.unwrap());
+    drop(
+        Server::bind(Config::new(folder.path().join("state"), &socket))
+            .await
+            .unwrap(),
+    );
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -116,7 +182,9 @@ async fn garbage_disturbs_nobody() {
     common::donor(&client, "d", 1, 1 << 20).await;
     let preface = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
     let settings = [0, 0, 0, 4, 0, 0, 0, 0, 0];
-    let noise: Vec<u8> = (0..100_000u32).flat_map(|i| (i.wrapping_mul(2_654_435_761) >> 7).to_le_bytes()).collect();
+    let noise: Vec<u8> = (0..100_000u32)
+        .flat_map(|i| (i.wrapping_mul(2_654_435_761) >> 7).to_le_bytes())
+        .collect();
     let messages: Vec<Vec<u8>> = vec![
         noise.clone(),
         b"GET / HTTP/1.1\r\nHost: x\r\n\r\n".to_vec(),
@@ -124,7 +192,12 @@ async fn garbage_disturbs_nobody() {
         preface.to_vec(),
         [&preface[..], &settings, &noise].concat(),
         [&preface[..], &settings, &[0xff; 3], &[0, 0, 0, 0, 0, 1]].concat(),
-        [&preface[..], &settings, &[0, 0, 40, 1, 4, 0, 0, 0, 1, 0x83, 0x86]].concat(),
+        [
+            &preface[..],
+            &settings,
+            &[0, 0, 40, 1, 4, 0, 0, 0, 1, 0x83, 0x86],
+        ]
+        .concat(),
     ];
     let mut open = Vec::new();
     for message in messages.iter().cycle().take(70) {
@@ -143,8 +216,19 @@ async fn garbage_disturbs_nobody() {
     // The server's own greeting comes, and then the end.
     let ended = tokio::task::spawn_blocking(move || (&silent).read_to_end(&mut Vec::new()));
     let ended = ended.await.unwrap();
-    assert!(matches!(ended, Ok(0..100)), "who says nothing is let go: {ended:?}");
-    assert_eq!(client.list_donors(v1::ListDonorsRequest {}).await.unwrap().donors.len(), 1);
+    assert!(
+        matches!(ended, Ok(0..100)),
+        "who says nothing is let go: {ended:?}"
+    );
+    assert_eq!(
+        client
+            .list_donors(v1::ListDonorsRequest {})
+            .await
+            .unwrap()
+            .donors
+            .len(),
+        1
+    );
     drop(open);
     daemon.stop().await;
 }
@@ -155,17 +239,41 @@ async fn messages_above_the_frame_are_refused_and_the_connection_lives() {
     let client = daemon.client().await;
     common::donor(&client, "d", 1, 1 << 20).await;
     let pull = common::begin(&client).await;
-    let long = v1::BeginRequest { what: "x".repeat(2 << 20), ..Default::default() };
+    let long = v1::BeginRequest {
+        what: "x".repeat(2 << 20),
+        ..Default::default()
+    };
     let error = client.begin(long).await.unwrap_err();
-    assert!(matches!(error, Error::Other { .. } | Error::Exhausted { .. }), "{error:?}");
+    assert!(
+        matches!(error, Error::Other { .. } | Error::Exhausted { .. }),
+        "{error:?}"
+    );
     client.renew(pull).await.unwrap();
-    let many = v1::FindObjectsRequest { pull: Some(pull), objects: vec![vec![0; 32]; 8193] };
+    let many = v1::FindObjectsRequest {
+        pull: Some(pull),
+        objects: vec![vec![0; 32]; 8193],
+    };
     let error = client.find_objects(many).await.unwrap_err();
-    assert!(matches!(error, Error::Other { code: tonic::Code::InvalidArgument, .. }), "{error:?}");
-    let most = v1::FindObjectsRequest { pull: Some(pull), objects: vec![vec![0; 32]; 8192] };
+    assert!(
+        matches!(
+            error,
+            Error::Other {
+                code: tonic::Code::InvalidArgument,
+                ..
+            }
+        ),
+        "{error:?}"
+    );
+    let most = v1::FindObjectsRequest {
+        pull: Some(pull),
+        objects: vec![vec![0; 32]; 8192],
+    };
     assert_eq!(client.find_objects(most).await.unwrap().objects.len(), 8192);
     let none = v1::PullRef { pull: 1, token: 1 };
-    assert!(matches!(client.renew(none).await, Err(Error::Refused { .. })));
+    assert!(matches!(
+        client.renew(none).await,
+        Err(Error::Refused { .. })
+    ));
     daemon.stop().await;
 }
 
@@ -177,11 +285,26 @@ async fn a_stop_ends_watches_and_a_start_is_found_again() {
     watch.next().await.unwrap();
     let start = Instant::now();
     let (socket, folder) = (daemon.socket.clone(), daemon.stop().await);
-    assert!(start.elapsed() < 3 * SECOND, "a watch does not hold the daemon up");
+    assert!(
+        start.elapsed() < 3 * SECOND,
+        "a watch does not hold the daemon up"
+    );
     assert!(matches!(watch.next().await, Err(Error::Unavailable { .. })));
     let error = client.status(v1::StatusRequest {}).await.unwrap_err();
-    assert!(matches!(error, Error::Unavailable { asked: "Admin.Status", .. }), "{error:?}");
-    assert!(matches!(Client::connect(&endpoint(&socket), SECOND).await, Err(Error::Unavailable { .. })));
+    assert!(
+        matches!(
+            error,
+            Error::Unavailable {
+                asked: "Admin.Status",
+                ..
+            }
+        ),
+        "{error:?}"
+    );
+    assert!(matches!(
+        Client::connect(&endpoint(&socket), SECOND).await,
+        Err(Error::Unavailable { .. })
+    ));
     let daemon = Daemon::start_in(folder, |_| {}).await;
     let mut answered = client.status(v1::StatusRequest {}).await;
     for _ in 0..20 {
@@ -209,7 +332,12 @@ async fn readers_do_not_wait_for_a_commit_that_takes_long() {
     while !commit.is_finished() {
         let start = Instant::now();
         client.snapshot().await.unwrap();
-        client.locate(v1::LocateRequest { packs: vec![vec![1; 32]] }).await.unwrap();
+        client
+            .locate(v1::LocateRequest {
+                packs: vec![vec![1; 32]],
+            })
+            .await
+            .unwrap();
         longest = longest.max(start.elapsed());
         tokio::time::sleep(SECOND / 50).await;
     }
@@ -224,12 +352,21 @@ async fn a_reservation_waits_until_readers_let_go_and_says_when_it_cannot() {
     let client = daemon.client().await.with_timeout(20 * SECOND);
     common::donor(&client, "d", 1, (4 << 20) + (64 << 10)).await;
     pull_image(&client, "one", 1, 10).await;
-    let node = client.register_node(v1::RegisterNodeRequest { name: "n".into() }).await.unwrap();
+    let node = client
+        .register_node(v1::RegisterNodeRequest { name: "n".into() })
+        .await
+        .unwrap();
     let pull = common::begin(&client).await;
     let packs = wanted(&[(7, 4 << 20)]);
     let asking = client.clone();
-    let reserving =
-        tokio::spawn(async move { asking.reserve(v1::ReserveRequest { pull: Some(pull), packs }).await });
+    let reserving = tokio::spawn(async move {
+        asking
+            .reserve(v1::ReserveRequest {
+                pull: Some(pull),
+                packs,
+            })
+            .await
+    });
     tokio::time::sleep(SECOND / 2).await;
     assert!(!reserving.is_finished());
     let beat = |acknowledged| v1::NodeHeartbeat {
@@ -239,12 +376,24 @@ async fn a_reservation_waits_until_readers_let_go_and_says_when_it_cannot() {
     };
     let lease = client.node_heartbeat(beat(0)).await.unwrap();
     assert!(!lease.freed.is_empty());
-    client.node_heartbeat(beat(lease.freed_generation)).await.unwrap();
+    client
+        .node_heartbeat(beat(lease.freed_generation))
+        .await
+        .unwrap();
     let reply = reserving.await.unwrap().unwrap();
     assert_eq!(reply.packs[0].extents.len(), 1);
     let packs = wanted(&[(8, 4 << 20), (9, 4 << 20)]);
-    let error = client.reserve(v1::ReserveRequest { pull: Some(pull), packs }).await.unwrap_err();
-    assert!(matches!(&error, Error::Exhausted { message, .. } if message.contains("8388608")), "{error:?}");
+    let error = client
+        .reserve(v1::ReserveRequest {
+            pull: Some(pull),
+            packs,
+        })
+        .await
+        .unwrap_err();
+    assert!(
+        matches!(&error, Error::Exhausted { message, .. } if message.contains("8388608")),
+        "{error:?}"
+    );
     client.abort(pull).await.unwrap();
     daemon.stop().await;
 }
@@ -258,7 +407,16 @@ async fn a_call_that_is_not_answered_ends_at_its_deadline() {
     let client = daemon.client().await.with_timeout(SECOND / 2);
     let start = Instant::now();
     let error = client.begin(v1::BeginRequest::default()).await.unwrap_err();
-    assert!(matches!(error, Error::Deadline { asked: "Ingest.Begin", .. }), "{error:?}");
+    assert!(
+        matches!(
+            error,
+            Error::Deadline {
+                asked: "Ingest.Begin",
+                ..
+            }
+        ),
+        "{error:?}"
+    );
     assert!(start.elapsed() < 2 * SECOND);
     daemon.stop().await;
 }

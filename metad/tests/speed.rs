@@ -1,6 +1,7 @@
 //! Whether a large catalogue is quick. Not part of every run: filling it takes a while.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::print_stdout)]
 
+#[path = "support/common.rs"]
 mod common;
 
 use std::time::{Duration, Instant};
@@ -11,20 +12,34 @@ use harbour_metad_client::v1;
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 #[ignore = "fills a database with a million objects"]
 async fn a_million_objects() {
-    let daemon = Daemon::start(|_| {}).await;
+    let daemon = Daemon::start(|config| {
+        config.options.timing.donor_lease_ms = 600_000;
+    })
+    .await;
     let client = daemon.client().await.with_timeout(Duration::from_secs(60));
     common::donor(&client, "d", 1, 1 << 30).await;
     for number in 0..20 {
         let start = Instant::now();
-        pull_image(&client, &format!("n{number}"), number, 50_000).await;
-        println!("pull of 50,000 objects: {:?}", start.elapsed());
+        let commit = pull_image(&client, &format!("n{number}"), number, 50_000).await;
+        println!(
+            "pull of 50,000 objects: {:?}, of which commit {commit:?}",
+            start.elapsed()
+        );
     }
     let pull = common::begin(&client).await;
     for round in 0..5u32 {
         let number = |i: u32| (i * 7 % 20) * 1_000_000 + (i * 31 + round * 1000) % 50_000;
-        let objects = (0..8192).map(|i| hash("object", number(i)).to_vec()).collect();
+        let objects = (0..8192)
+            .map(|i| hash("object", number(i)).to_vec())
+            .collect();
         let start = Instant::now();
-        let reply = client.find_objects(v1::FindObjectsRequest { pull: Some(pull), objects }).await.unwrap();
+        let reply = client
+            .find_objects(v1::FindObjectsRequest {
+                pull: Some(pull),
+                objects,
+            })
+            .await
+            .unwrap();
         println!("8192 objects: {:?}", start.elapsed());
         assert!(reply.objects.iter().all(|object| object.found));
     }
@@ -35,7 +50,12 @@ async fn a_million_objects() {
     let client = daemon.client().await;
     let start = Instant::now();
     let status = client.status(v1::StatusRequest {}).await.unwrap();
-    println!("status: {:?}, {} objects, {} bytes", start.elapsed(), status.objects, status.database_bytes);
+    println!(
+        "status: {:?}, {} objects, {} bytes",
+        start.elapsed(),
+        status.objects,
+        status.database_bytes
+    );
     assert_eq!(status.objects, 1_000_000);
     daemon.stop().await;
 }

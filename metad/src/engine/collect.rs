@@ -5,7 +5,7 @@ use std::collections::HashSet;
 use super::{Around, Effects, Engine, state::State};
 use crate::{
     error::Error,
-    store::{Sync, Tx},
+    store::{Read, Sync, Tx},
 };
 
 /// What readers still hold.
@@ -99,6 +99,15 @@ fn drop_unwanted(tx: &Tx<'_>, effects: &mut Effects, id: u64) -> Result<u64, Err
     Ok(bytes)
 }
 
+/// Whether a round of [`collect`] would find anything.
+fn worthwhile(read: &Read<'_>, reach: &Reach) -> Result<bool, Error> {
+    let free = |retired: Vec<(u64, u32)>| retired.iter().any(|(_, number)| !reach.holds(*number));
+    Ok(!read.nameless_images()?.is_empty()
+        || !read.loose_layers()?.is_empty()
+        || free(read.retired_images()?)
+        || free(read.retired_layers()?))
+}
+
 impl Engine {
     /// A round of collection, for what readers have let go of meanwhile.
     pub(super) fn collect_now(&self) -> Result<(), Error> {
@@ -109,6 +118,9 @@ impl Engine {
         let reach = Reach::of(&state, self.now_ms());
         // What is held for unknown nodes has to be looked at again.
         state.collect = reach.unknown;
+        if !worthwhile(&state.writer.read(), &reach)? {
+            return Ok(());
+        }
         let around = Around("collect.before", "collect.after");
         self.change(&mut state, Sync::Process, Some(around), |tx, effects| {
             collect(tx, effects, &reach, Vec::new()).map(drop)

@@ -252,7 +252,11 @@ fn choose_layer(
 /// Makes a staged layer visible. The number that it was given may be that of a layer with the same
 /// index, which was replaced meanwhile and is still held by a reader: then it gets a new one.
 fn show(tx: &Tx<'_>, staged: &LayerRow, committed_ms: i64) -> Result<(), Error> {
-    let number = if tx.number_in_use(staged.number)? { next_number(tx)? } else { staged.number };
+    let number = if tx.number_in_use(staged.number)? {
+        next_number(tx)?
+    } else {
+        staged.number
+    };
     tx.show_layer(staged.id, number, committed_ms)
 }
 

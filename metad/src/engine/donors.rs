@@ -11,12 +11,12 @@ use crate::{
     store::{DonorRow, ExtentRow, Sync, Tx},
 };
 
-/// Donors that are known at a time.
-const DONORS_MAX: usize = 1024;
+/// Donors that are known at a time. With the bounds below, a list of all fits a frame.
+const DONORS_MAX: usize = 256;
 /// Regions of one donor.
-const REGIONS_MAX: usize = 256;
+const REGIONS_MAX: usize = 64;
 /// Addresses of one donor.
-const ADDRESSES_MAX: usize = 16;
+const ADDRESSES_MAX: usize = 8;
 /// Length of a region in bytes: what an address of a reader can span.
 const REGION_BYTES_MAX: u64 = 1 << 48;
 
@@ -52,7 +52,7 @@ fn checked(donor: &v1::Donor) -> Result<DonorRow, Error> {
         )));
     }
     for address in &donor.addresses {
-        text(address, 4096, "an address")?;
+        text(address, 255, "an address")?;
     }
     if donor.regions.is_empty() || donor.regions.len() > REGIONS_MAX {
         return Err(named(format!(

@@ -7,11 +7,14 @@ use harbour_metad_client::{INDEX_CHUNK_MAX, v1};
 use super::Engine;
 use crate::{
     error::{Error, Hash, hash, text},
-    store::{Counter, IndexDraft, NewLayer, Sync},
+    store::{Counter, IndexDraft, NewLayer, ObjectRow, PackRow, Sync, Tx},
 };
 
 /// Largest object in bytes.
 const OBJECT_MAX: u32 = 1 << 20;
+
+/// Objects that are gathered before they are written.
+const OBJECTS_GATHERED: usize = 65_536;
 
 /// Largest number of a layer or image: 24 bits of an inode number.
 const NUMBER_MAX: u64 = (1 << 24) - 1;
@@ -37,6 +40,8 @@ pub struct LayerUpload {
     diff_id: Hash,
     row: u64,
     number: u32,
+    /// Not written down yet.
+    objects: Vec<ObjectRow>,
 }
 
 impl Engine {
@@ -125,52 +130,49 @@ impl Engine {
             diff_id: layer.diff_id,
             row,
             number,
+            objects: Vec::new(),
         })
     }
 
-    /// Takes some packs of a layer, with their objects.
+    /// Takes some packs of a layer, with their objects. Those are gathered: digests are random, so
+    /// a transaction with few of them costs almost as much as one with many.
     pub fn layer_packs(
         &self,
-        upload: &LayerUpload,
+        upload: &mut LayerUpload,
         packs: &[v1::PackObjects],
     ) -> Result<(), Error> {
         let mut state = self.lock();
         let pull = state.pull(Some(&upload.pull), self.now_ms())?;
+        let mut gathered = std::mem::take(&mut upload.objects);
         let around = super::Around("stage_layer.before", "stage_layer.middle");
-        self.change(&mut state, Sync::Process, Some(around), |tx, _| {
+        let left = self.change(&mut state, Sync::Process, Some(around), |tx, _| {
             self.check_upload(tx, pull, upload)?;
             for named in packs {
-                let digest = hash(&named.pack, "a pack's name")?;
-                let pack = match tx.pack(&digest)? {
-                    Some(pack) if tx.pinned_by(pull, pack.id)? => pack,
-                    _ => return Err(not_reserved(&digest)),
-                };
-                if pack.len != named.len {
-                    return Err(Error::Invalid(format!(
-                        "pack {} is {} bytes long, not {}",
-                        hex::encode(digest),
-                        pack.len,
-                        named.len
-                    )));
-                }
+                let pack = named_pack(tx, pull, named)?;
                 tx.add_layer_pack(upload.row, pack.id)?;
-                let objects = named.objects.iter().map(|object| checked(object, pack.len));
-                let objects = objects.collect::<Result<Vec<_>, _>>()?;
-                if !objects.is_empty() {
-                    tx.add_objects(pack.id, objects.into_iter())?;
+                for object in &named.objects {
+                    gathered.push(checked(object, &pack)?);
                 }
             }
-            Ok(())
-        })
+            if gathered.len() >= OBJECTS_GATHERED {
+                tx.add_objects(&mut gathered)?;
+                gathered.clear();
+            }
+            Ok(gathered)
+        })?;
+        upload.objects = left;
+        Ok(())
     }
 
     /// All packs of a layer have been named. Gives its number.
-    pub fn finish_layer(&self, upload: &LayerUpload) -> Result<v1::StageLayerReply, Error> {
+    pub fn finish_layer(&self, upload: &mut LayerUpload) -> Result<v1::StageLayerReply, Error> {
         let mut state = self.lock();
         let pull = state.pull(Some(&upload.pull), self.now_ms())?;
+        let mut gathered = std::mem::take(&mut upload.objects);
         let around = super::Around("stage_layer.before", "stage_layer.after");
         self.change(&mut state, Sync::Process, Some(around), |tx, _| {
             self.check_upload(tx, pull, upload)?;
+            tx.add_objects(&mut gathered)?;
             tx.complete_layer(pull, upload.row)
         })?;
         Ok(v1::StageLayerReply {
@@ -179,12 +181,7 @@ impl Engine {
     }
 
     /// A second upload of the same layer by the same pull takes the place of the first.
-    fn check_upload(
-        &self,
-        tx: &crate::store::Tx<'_>,
-        pull: u64,
-        upload: &LayerUpload,
-    ) -> Result<(), Error> {
+    fn check_upload(&self, tx: &Tx<'_>, pull: u64, upload: &LayerUpload) -> Result<(), Error> {
         match tx.staged_layer(pull, &upload.diff_id)? {
             Some(staged) if staged.id == upload.row => Ok(()),
             _ => Err(Error::Refused(format!(
@@ -241,7 +238,7 @@ fn not_reserved(digest: &Hash) -> Error {
 }
 
 /// The next number of a layer or image.
-pub(super) fn next_number(tx: &crate::store::Tx<'_>) -> Result<u32, Error> {
+pub(super) fn next_number(tx: &Tx<'_>) -> Result<u32, Error> {
     let number = tx.bump(Counter::Number, 1)?;
     match u32::try_from(number) {
         Ok(small) if number <= NUMBER_MAX => Ok(small),
@@ -251,18 +248,39 @@ pub(super) fn next_number(tx: &crate::store::Tx<'_>) -> Result<u32, Error> {
     }
 }
 
-fn checked(object: &v1::PackObject, pack_len: u32) -> Result<(Hash, u32, u32), Error> {
+fn checked(object: &v1::PackObject, pack: &PackRow) -> Result<ObjectRow, Error> {
     let digest = hash(&object.object, "an object's digest")?;
     let end = object.offset.checked_add(object.len);
-    if object.len == 0 || object.len > OBJECT_MAX || end.is_none_or(|end| end > pack_len) {
+    if object.len == 0 || object.len > OBJECT_MAX || end.is_none_or(|end| end > pack.len) {
         return Err(Error::Invalid(format!(
-            "object {} at {}+{} does not fit a pack of {pack_len} bytes",
+            "object {} at {}+{} does not fit a pack of {} bytes",
             hex::encode(digest),
             object.offset,
-            object.len
+            object.len,
+            pack.len
         )));
     }
-    Ok((digest, object.offset, object.len))
+    Ok(ObjectRow {
+        digest,
+        pack: pack.id,
+        offset: object.offset,
+        len: object.len,
+    })
+}
+
+/// A pack of a layer, which this pull must hold on to.
+fn named_pack(tx: &Tx<'_>, pull: u64, named: &v1::PackObjects) -> Result<PackRow, Error> {
+    let digest = hash(&named.pack, "a pack's name")?;
+    match tx.pack(&digest)? {
+        Some(pack) if pack.len != named.len => Err(Error::Invalid(format!(
+            "pack {} is {} bytes long, not {}",
+            hex::encode(digest),
+            pack.len,
+            named.len
+        ))),
+        Some(pack) if tx.pinned_by(pull, pack.id)? => Ok(pack),
+        _ => Err(not_reserved(&digest)),
+    }
 }
 
 fn new_layer(layer: &v1::Layer) -> Result<NewLayer, Error> {

@@ -63,13 +63,27 @@ pub(super) struct Guarded<T> {
 
 impl<T> Guarded<T> {
     /// `wanted` bytes have to come within `time`.
-    pub(super) fn new(inner: T, place: OwnedSemaphorePermit, wanted: usize, time: Duration) -> Self {
-        Self { inner, wanted, deadline: Some(Box::pin(tokio::time::sleep(time))), _place: place }
+    pub(super) fn new(
+        inner: T,
+        place: OwnedSemaphorePermit,
+        wanted: usize,
+        time: Duration,
+    ) -> Self {
+        Self {
+            inner,
+            wanted,
+            deadline: Some(Box::pin(tokio::time::sleep(time))),
+            _place: place,
+        }
     }
 }
 
 impl<T: AsyncRead + Unpin> AsyncRead for Guarded<T> {
-    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+    fn poll_read(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
         let this = self.get_mut();
         if let Some(deadline) = &mut this.deadline
             && deadline.as_mut().poll(cx).is_ready()
@@ -87,7 +101,11 @@ impl<T: AsyncRead + Unpin> AsyncRead for Guarded<T> {
 }
 
 impl<T: AsyncWrite + Unpin> AsyncWrite for Guarded<T> {
-    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+    fn poll_write(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &[u8],
+    ) -> Poll<io::Result<usize>> {
         Pin::new(&mut self.get_mut().inner).poll_write(cx, buf)
     }
 
@@ -137,7 +155,9 @@ pub(super) fn incoming<L: Listen>(mut listener: L, places: Arc<Semaphore>) -> In
     let (send, receive) = mpsc::channel(1);
     tokio::spawn(async move {
         loop {
-            let Ok(place) = places.clone().acquire_owned().await else { return };
+            let Ok(place) = places.clone().acquire_owned().await else {
+                return;
+            };
             let stream = tokio::select! {
                 stream = listener.next() => stream,
                 () = send.closed() => return,
@@ -156,5 +176,7 @@ pub(super) fn incoming<L: Listen>(mut listener: L, places: Arc<Semaphore>) -> In
             }
         }
     });
-    Incoming { accepted: ReceiverStream::new(receive) }
+    Incoming {
+        accepted: ReceiverStream::new(receive),
+    }
 }

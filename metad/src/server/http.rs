@@ -14,7 +14,10 @@ use tokio::{
     sync::{Semaphore, watch},
 };
 
-use super::{ServerError, closed, guard::{Guarded, Listen}};
+use super::{
+    ServerError, closed,
+    guard::{Guarded, Listen},
+};
 use crate::{engine::Engine, metrics::Metrics};
 
 /// Connections at a time.
@@ -39,7 +42,10 @@ pub(super) async fn serve(
         .route("/metrics", get(figures))
         .route("/healthz", get(healthy))
         .with_state(Shared { engine, metrics });
-    let bounded = Bounded { listener, places: Arc::new(Semaphore::new(CONNECTIONS)) };
+    let bounded = Bounded {
+        listener,
+        places: Arc::new(Semaphore::new(CONNECTIONS)),
+    };
     axum::serve(bounded, router)
         .with_graceful_shutdown(closed(closing))
         .await
@@ -53,7 +59,11 @@ async fn figures(State(shared): State<Shared>) -> Response {
         Ok(Ok(text)) => ([(header::CONTENT_TYPE, kind)], text).into_response(),
         Ok(Err(error)) => {
             let status = tonic::Status::from(error);
-            (StatusCode::INTERNAL_SERVER_ERROR, status.message().to_owned()).into_response()
+            (
+                StatusCode::INTERNAL_SERVER_ERROR,
+                status.message().to_owned(),
+            )
+                .into_response()
         }
         Err(error) => (StatusCode::INTERNAL_SERVER_ERROR, error.to_string()).into_response(),
     }
@@ -63,7 +73,11 @@ async fn figures(State(shared): State<Shared>) -> Response {
 async fn healthy(State(shared): State<Shared>) -> Response {
     match tokio::task::spawn_blocking(move || shared.engine.status()).await {
         Ok(Ok(_)) => "ok\n".into_response(),
-        _ => (StatusCode::SERVICE_UNAVAILABLE, "the state cannot be read\n").into_response(),
+        _ => (
+            StatusCode::SERVICE_UNAVAILABLE,
+            "the state cannot be read\n",
+        )
+            .into_response(),
     }
 }
 

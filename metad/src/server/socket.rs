@@ -31,7 +31,10 @@ pub(super) struct SocketName {
 impl UnixSocket {
     /// Listens at `path` with these permission bits.
     pub(super) async fn bind(path: &Path, mode: u32) -> Result<Self, ServerError> {
-        let failed = |source| ServerError::Socket { path: path.into(), source };
+        let failed = |source| ServerError::Socket {
+            path: path.into(),
+            source,
+        };
         if let Some(folder) = path.parent() {
             std::fs::create_dir_all(folder).map_err(failed)?;
         }
@@ -41,12 +44,21 @@ impl UnixSocket {
         temporary.push(format!(".{}", std::process::id()));
         let temporary = PathBuf::from(temporary);
         let _ = std::fs::remove_file(&temporary);
-        let bound = UnixListener::bind(&temporary).map_err(failed).and_then(|listener| {
-            std::fs::set_permissions(&temporary, std::fs::Permissions::from_mode(mode)).map_err(failed)?;
-            let inode = inode(&temporary).map_err(failed)?;
-            std::fs::rename(&temporary, path).map_err(failed)?;
-            Ok(Self { listener, name: SocketName { path: path.into(), inode } })
-        });
+        let bound = UnixListener::bind(&temporary)
+            .map_err(failed)
+            .and_then(|listener| {
+                std::fs::set_permissions(&temporary, std::fs::Permissions::from_mode(mode))
+                    .map_err(failed)?;
+                let inode = inode(&temporary).map_err(failed)?;
+                std::fs::rename(&temporary, path).map_err(failed)?;
+                Ok(Self {
+                    listener,
+                    name: SocketName {
+                        path: path.into(),
+                        inode,
+                    },
+                })
+            });
         if bound.is_err() {
             let _ = std::fs::remove_file(&temporary);
         }
@@ -56,19 +68,39 @@ impl UnixSocket {
 
 /// Refuses a name that somebody listens on, or that is no socket.
 async fn check_free(path: &Path) -> Result<(), ServerError> {
-    let taken = |reason: &str| ServerError::SocketTaken { path: path.into(), reason: reason.into() };
+    let taken = |reason: &str| ServerError::SocketTaken {
+        path: path.into(),
+        reason: reason.into(),
+    };
     match std::fs::symlink_metadata(path) {
         Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(()),
-        Err(source) => return Err(ServerError::Socket { path: path.into(), source }),
+        Err(source) => {
+            return Err(ServerError::Socket {
+                path: path.into(),
+                source,
+            });
+        }
         Ok(meta) if !meta.file_type().is_socket() => {
             return Err(taken("something that is no socket has this name"));
         }
         Ok(_) => {}
     }
     match tokio::time::timeout(PROBE, UnixStream::connect(path)).await {
-        Ok(Err(e)) if matches!(e.kind(), io::ErrorKind::ConnectionRefused | io::ErrorKind::NotFound) => Ok(()),
-        Ok(Err(source)) => Err(ServerError::Socket { path: path.into(), source }),
-        Ok(Ok(_)) | Err(_) => Err(taken("another process listens on it: stop that one, or choose another path")),
+        Ok(Err(e))
+            if matches!(
+                e.kind(),
+                io::ErrorKind::ConnectionRefused | io::ErrorKind::NotFound
+            ) =>
+        {
+            Ok(())
+        }
+        Ok(Err(source)) => Err(ServerError::Socket {
+            path: path.into(),
+            source,
+        }),
+        Ok(Ok(_)) | Err(_) => Err(taken(
+            "another process listens on it: stop that one, or choose another path",
+        )),
     }
 }
 

@@ -82,9 +82,9 @@ impl Read<'_> {
 
     /// Whether a layer that is visible, or held by a reader, has this number.
     pub(crate) fn number_in_use(&self, number: u32) -> Result<bool, Error> {
-        let mut ask = self
-            .connection
-            .prepare_cached("SELECT EXISTS (SELECT 1 FROM layers WHERE state > 0 AND number = ?1)")?;
+        let mut ask = self.connection.prepare_cached(
+            "SELECT EXISTS (SELECT 1 FROM layers WHERE state > 0 AND number = ?1)",
+        )?;
         Ok(ask.query_row([number], |row| row.get(0))?)
     }
 

@@ -1,5 +1,7 @@
 //! Packs, their objects, where they lie, and space that waits for readers.
 
+use std::collections::HashMap;
+
 use rusqlite::{OptionalExtension, Row};
 
 use super::{Read, Tx, from_sql, to_sql};
@@ -35,6 +37,15 @@ pub(crate) struct QuarantineRow {
     /// Freeing generation that every reader has to acknowledge; 0 when no reader can know of it.
     pub(crate) generation: u64,
     pub(crate) place: Place,
+}
+
+/// An object and its place in a pack.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct ObjectRow {
+    pub(crate) digest: Hash,
+    pub(crate) pack: u64,
+    pub(crate) offset: u32,
+    pub(crate) len: u32,
 }
 
 const PACK: &str = "SELECT id, digest, len, visible FROM packs";
@@ -203,24 +214,31 @@ impl Tx<'_> {
         Ok(())
     }
 
-    /// Writes down objects of a pack: digest, offset, length. Known ones stay as they are.
-    pub(crate) fn add_objects(
-        &self,
-        pack: u64,
-        objects: impl Iterator<Item = (Hash, u32, u32)>,
-    ) -> Result<(), Error> {
+    /// Writes down objects, in order of digest; known ones stay as they are.
+    pub(crate) fn add_objects(&self, objects: &mut [ObjectRow]) -> Result<(), Error> {
+        // Neighbours share pages of the tree.
+        objects.sort_unstable_by_key(|object| object.digest);
         let mut add = self.connection.prepare_cached(
             "INSERT INTO objects (digest, pack, off, len) VALUES (?1, ?2, ?3, ?4)
              ON CONFLICT (digest, pack) DO NOTHING",
         )?;
-        let mut added = 0i64;
-        for (digest, offset, len) in objects {
-            added += add.execute((digest, to_sql(pack), offset, len))? as i64;
+        let mut added: HashMap<u64, i64> = HashMap::new();
+        for ObjectRow {
+            digest,
+            pack,
+            offset,
+            len,
+        } in objects.iter()
+        {
+            *added.entry(*pack).or_default() +=
+                add.execute((digest, to_sql(*pack), offset, len))? as i64;
         }
         let mut count = self
             .connection
             .prepare_cached("UPDATE packs SET objects = objects + ?2 WHERE id = ?1")?;
-        count.execute((to_sql(pack), added))?;
+        for (pack, added) in added {
+            count.execute((to_sql(pack), added))?;
+        }
         Ok(())
     }
 

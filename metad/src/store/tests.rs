@@ -5,7 +5,9 @@ use super::*;
 fn one_process_owns_a_state_directory() {
     let folder = tempfile::tempdir().unwrap();
     let first = Store::open(folder.path()).unwrap();
-    let Err(Error::Refused(text)) = Store::open(folder.path()) else { panic!("opened twice") };
+    let Err(Error::Refused(text)) = Store::open(folder.path()) else {
+        panic!("opened twice")
+    };
     assert!(text.contains("another metad"), "{text}");
     drop(first);
     Store::open(folder.path()).unwrap();
@@ -20,7 +22,9 @@ fn a_newer_database_is_refused_and_left_alone() {
     other.pragma_update(None, "user_version", 99).unwrap();
     drop(other);
     let before = std::fs::read(&path).unwrap();
-    let Err(Error::Refused(text)) = Store::open(folder.path()) else { panic!("opened") };
+    let Err(Error::Refused(text)) = Store::open(folder.path()) else {
+        panic!("opened")
+    };
     assert!(text.contains("99") && text.contains("metad.db"), "{text}");
     assert_eq!(std::fs::read(&path).unwrap(), before);
 }
@@ -36,11 +40,16 @@ fn what_is_no_database_is_an_error() {
 fn readers_see_the_last_commit_and_do_not_wait_for_a_writer() {
     let folder = tempfile::tempdir().unwrap();
     let (store, mut writer) = Store::open(folder.path()).unwrap();
-    let seen = || store.read(|read| read.counter(Counter::Generation)).unwrap();
+    let seen = || {
+        store
+            .read(|read| read.counter(Counter::Generation))
+            .unwrap()
+    };
     writer
         .transaction(Sync::Process, |tx| {
             for turn in 1..=1000 {
-                tx.add_pack(&[(turn % 251) as u8; 32].map(|b| b ^ (turn / 251) as u8), 1).ok();
+                tx.add_pack(&[(turn % 251) as u8; 32].map(|b| b ^ (turn / 251) as u8), 1)
+                    .ok();
                 tx.bump(Counter::Generation, 1)?;
             }
             let start = std::time::Instant::now();

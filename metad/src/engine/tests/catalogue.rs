@@ -13,14 +13,28 @@ fn an_image_goes_with_its_last_name() {
     world.pull("b", 1, &[layer(1, 1), layer(2, 1)]).unwrap();
     world.pull("c", 2, &[layer(2, 1), layer(3, 1)]).unwrap();
     let gone = world.remove("a").unwrap();
-    assert_eq!((gone.image_removed, gone.layers_removed, gone.bytes_freed), (false, 0, 0));
+    assert_eq!(
+        (gone.image_removed, gone.layers_removed, gone.bytes_freed),
+        (false, 0, 0)
+    );
     let gone = world.remove("b").unwrap();
     // Layer 1 with its pack and index, and the image's index; layer 2 is c's too.
-    assert_eq!((gone.image_removed, gone.layers_removed, gone.bytes_freed), (true, 1, 3 * 4096));
+    assert_eq!(
+        (gone.image_removed, gone.layers_removed, gone.bytes_freed),
+        (true, 1, 3 * 4096)
+    );
     assert!(matches!(world.remove("b"), Err(Error::NotFound(_))));
     world.remove("c").unwrap();
-    assert_eq!((world.books().free, world.engine.status().unwrap().packs), (64 * 4096, 0));
-    assert_eq!(std::fs::read_dir(world.path().join("index")).unwrap().count(), 0);
+    assert_eq!(
+        (world.books().free, world.engine.status().unwrap().packs),
+        (64 * 4096, 0)
+    );
+    assert_eq!(
+        std::fs::read_dir(world.path().join("index"))
+            .unwrap()
+            .count(),
+        0
+    );
     let status = world.engine.status().unwrap();
     assert_eq!((status.images, status.layers, status.objects), (0, 0, 0));
 }
@@ -49,7 +63,11 @@ fn what_a_node_holds_open_stays_until_it_lets_go() {
             _ => {
                 world.restart();
                 world.pass(4_000);
-                assert_eq!(world.locate(&[Pack(100, 4096)])[0].len(), 1, "nodes are not known yet");
+                assert_eq!(
+                    world.locate(&[Pack(100, 4096)])[0].len(),
+                    1,
+                    "nodes are not known yet"
+                );
                 world.pass(24_000);
             }
         }
@@ -62,7 +80,9 @@ fn pages_stay_under_the_frame() {
     let world = World::new(6000);
     let layers: Vec<_> = (1..100).map(|diff| layer(diff, 1)).collect();
     for image in 0..400 {
-        world.pull(&format!("{:0500}", image), image % 4 + 10_000, &layers[..]).unwrap();
+        world
+            .pull(&format!("{:0500}", image), image % 4 + 10_000, &layers[..])
+            .unwrap();
         if image % 4 == 3 && image > 20 {
             break;
         }
@@ -72,23 +92,55 @@ fn pages_stay_under_the_frame() {
     let pages = world.engine.snapshot().unwrap();
     assert!(pages.iter().all(|page| page.encoded_len() < 1 << 20));
     assert_eq!(pages.iter().filter(|page| page.last).count(), 1);
-    assert!(pages.last().is_some_and(|page| page.last && page.generation > 0));
+    assert!(
+        pages
+            .last()
+            .is_some_and(|page| page.last && page.generation > 0)
+    );
     assert_eq!(world.snapshot().1.len(), 99);
 }
 
 #[test]
 fn questions_with_bad_digests_and_lengths_are_refused() {
     let world = World::new(8);
-    let short = v1::DocumentRequest { digest: vec![1; 31] };
-    assert!(matches!(world.engine.document(&short), Err(Error::Invalid(_))));
-    let none = v1::ReadIndexRequest { digest: vec![1; 32], offset: u64::MAX, len: 1 };
-    assert!(matches!(world.engine.read_index(&none), Err(Error::NotFound(_))));
-    let long = v1::ReadIndexRequest { digest: vec![1; 32], offset: 0, len: 1 << 20 };
-    assert!(matches!(world.engine.read_index(&long), Err(Error::Invalid(_))));
-    let many = v1::LocateRequest { packs: vec![vec![0; 32]; 4097] };
+    let short = v1::DocumentRequest {
+        digest: vec![1; 31],
+    };
+    assert!(matches!(
+        world.engine.document(&short),
+        Err(Error::Invalid(_))
+    ));
+    let none = v1::ReadIndexRequest {
+        digest: vec![1; 32],
+        offset: u64::MAX,
+        len: 1,
+    };
+    assert!(matches!(
+        world.engine.read_index(&none),
+        Err(Error::NotFound(_))
+    ));
+    let long = v1::ReadIndexRequest {
+        digest: vec![1; 32],
+        offset: 0,
+        len: 1 << 20,
+    };
+    assert!(matches!(
+        world.engine.read_index(&long),
+        Err(Error::Invalid(_))
+    ));
+    let many = v1::LocateRequest {
+        packs: vec![vec![0; 32]; 4097],
+    };
     assert!(matches!(world.engine.locate(&many), Err(Error::Invalid(_))));
-    let held = v1::NodeHeartbeat { node: world.node(), held: vec![1; 65_537], ..Default::default() };
-    assert!(matches!(world.engine.node_heartbeat(&held), Err(Error::Invalid(_))));
+    let held = v1::NodeHeartbeat {
+        node: world.node(),
+        held: vec![1; 65_537],
+        ..Default::default()
+    };
+    assert!(matches!(
+        world.engine.node_heartbeat(&held),
+        Err(Error::Invalid(_))
+    ));
 }
 
 #[test]
@@ -98,8 +150,14 @@ fn a_node_that_lags_too_far_forgets_everything() {
     let lease = world.beat(node, 0, &[]);
     assert!(!lease.forget_all);
     for image in 0..3 {
-        let packs = (0..3000).map(|number| Pack(image * 10_000 + number, 10)).collect();
-        let wide = super::world::Layer { diff: 1, index: 1, packs };
+        let packs = (0..3000)
+            .map(|number| Pack(image * 10_000 + number, 10))
+            .collect();
+        let wide = super::world::Layer {
+            diff: 1,
+            index: 1,
+            packs,
+        };
         world.pull("a", image, &[wide]).unwrap();
         world.remove("a").unwrap();
     }

@@ -19,10 +19,18 @@ fn a_silent_donor_is_not_told_and_comes_back_with_what_it_had() {
     assert_eq!(state(&world), v1::LayerState::Partial);
     assert!(*world.engine.watch().borrow() > before, "readers are told");
     let pull = world.begin();
-    assert!(matches!(world.reserve(pull, &[Pack(7, 1)]), Err(Error::Exhausted(_))), "nobody lends");
+    assert!(
+        matches!(world.reserve(pull, &[Pack(7, 1)]), Err(Error::Exhausted(_))),
+        "nobody lends"
+    );
     let donor = world.engine.list_donors().unwrap().donors.remove(0);
     assert!(!donor.live && donor.heard_ms_ago >= 6_000);
-    let beat = v1::DonorHeartbeat { donor: Some(v1::DonorRef { id: donor.id, epoch: 1 }) };
+    let beat = v1::DonorHeartbeat {
+        donor: Some(v1::DonorRef {
+            id: donor.id,
+            epoch: 1,
+        }),
+    };
     world.engine.donor_heartbeat(&beat).unwrap();
     assert_eq!(world.locate(&[Pack(100, 4096)])[0].len(), 1);
     assert_eq!(state(&world), v1::LayerState::Ready);
@@ -43,15 +51,26 @@ fn a_new_epoch_drops_extents_and_a_pull_brings_them_back() {
     let world = World::new(16);
     world.pull("a", 1, &[layer(1, 2)]).unwrap();
     let number = world.snapshot().1[0].number;
-    assert!(matches!(world.try_donor("d", 2, &[16]), Err(Error::Refused(_))), "the first one is alive");
+    assert!(
+        matches!(world.try_donor("d", 2, &[16]), Err(Error::Refused(_))),
+        "the first one is alive"
+    );
     world.pass(6_000);
     world.donor("d", 2, &[16]);
     assert_eq!((world.books().used, world.books().quarantined), (0, 0));
     assert_eq!(state(&world), v1::LayerState::Partial);
-    let stale = v1::DonorHeartbeat { donor: Some(v1::DonorRef { id: 1, epoch: 1 }) };
-    assert!(matches!(world.engine.donor_heartbeat(&stale), Err(Error::NotFound(_))));
+    let stale = v1::DonorHeartbeat {
+        donor: Some(v1::DonorRef { id: 1, epoch: 1 }),
+    };
+    assert!(matches!(
+        world.engine.donor_heartbeat(&stale),
+        Err(Error::NotFound(_))
+    ));
     world.pull("a", 1, &[layer(1, 2)]).unwrap();
-    assert_eq!((state(&world), world.snapshot().1[0].number), (v1::LayerState::Ready, number));
+    assert_eq!(
+        (state(&world), world.snapshot().1[0].number),
+        (v1::LayerState::Ready, number)
+    );
     assert_eq!(world.locate(&[Pack(100, 4096)])[0][0].epoch, 2);
 }
 
@@ -62,7 +81,11 @@ fn a_lost_layer_that_is_cut_another_way_gets_a_new_view() {
     let (images, layers) = world.snapshot();
     world.pass(6_000);
     world.donor("d", 2, &[16]);
-    let other = super::world::Layer { diff: 1, index: 6000, packs: vec![Pack(900, 5000)] };
+    let other = super::world::Layer {
+        diff: 1,
+        index: 6000,
+        packs: vec![Pack(900, 5000)],
+    };
     let pull = world.begin();
     world.stage(pull, &other).unwrap();
     world.commit(pull, "a", 1, 77, &[1]).unwrap();
@@ -78,15 +101,33 @@ fn leaving_takes_everything_along_and_reserved_space_too() {
     world.pull("a", 1, &[layer(1, 1)]).unwrap();
     let pull = world.begin();
     world.stage(pull, &layer(2, 1)).unwrap();
-    world.engine.donor_leave(&v1::DonorRef { id: 1, epoch: 9 }).unwrap();
-    assert_eq!(world.books().lent, 16 * 4096, "another epoch's farewell is not this one's");
-    world.engine.donor_leave(&v1::DonorRef { id: 1, epoch: 1 }).unwrap();
-    world.engine.donor_leave(&v1::DonorRef { id: 1, epoch: 1 }).unwrap();
+    world
+        .engine
+        .donor_leave(&v1::DonorRef { id: 1, epoch: 9 })
+        .unwrap();
+    assert_eq!(
+        world.books().lent,
+        16 * 4096,
+        "another epoch's farewell is not this one's"
+    );
+    world
+        .engine
+        .donor_leave(&v1::DonorRef { id: 1, epoch: 1 })
+        .unwrap();
+    world
+        .engine
+        .donor_leave(&v1::DonorRef { id: 1, epoch: 1 })
+        .unwrap();
     assert_eq!(world.books().lent, 0);
     world.donor("e", 5, &[16]);
     world.commit(pull, "b", 2, 2, &[2]).unwrap();
     let (_, layers) = world.snapshot();
-    assert!(layers.iter().all(|layer| layer.state() == v1::LayerState::Partial), "no half layer looks whole");
+    assert!(
+        layers
+            .iter()
+            .all(|layer| layer.state() == v1::LayerState::Partial),
+        "no half layer looks whole"
+    );
 }
 
 #[test]
@@ -95,13 +136,21 @@ fn a_restart_keeps_what_donors_have() {
     world.pull("a", 1, &[layer(1, 1)]).unwrap();
     let places = world.locate(&[Pack(100, 4096)]);
     world.restart();
-    assert_eq!(world.locate(&[Pack(100, 4096)]), places, "a donor found at start has a grace");
+    assert_eq!(
+        world.locate(&[Pack(100, 4096)]),
+        places,
+        "a donor found at start has a grace"
+    );
     world.pass(4_000);
     world.donor("d", 1, &[16]);
     assert_eq!(world.locate(&[Pack(100, 4096)]), places);
     world.restart();
     world.donor("d", 2, &[16]);
-    assert_eq!(world.locate(&[Pack(100, 4096)]), [vec![]], "a machine that restarted whole need not wait");
+    assert_eq!(
+        world.locate(&[Pack(100, 4096)]),
+        [vec![]],
+        "a machine that restarted whole need not wait"
+    );
 }
 
 #[test]
@@ -109,33 +158,85 @@ fn donors_that_lie_are_refused() {
     let world = World::empty();
     world.donor("d", 1, &[8, 8]);
     world.pull("a", 1, &[layer(1, 9)]).unwrap();
-    assert!(matches!(world.try_donor("d", 1, &[8, 1]), Err(Error::Refused(_))), "shrunk under its extents");
-    assert!(matches!(world.try_donor("d", 1, &[8]), Err(Error::Refused(_))));
+    assert!(
+        matches!(world.try_donor("d", 1, &[8, 1]), Err(Error::Refused(_))),
+        "shrunk under its extents"
+    );
+    assert!(matches!(
+        world.try_donor("d", 1, &[8]),
+        Err(Error::Refused(_))
+    ));
     world.donor("d", 1, &[8, 20]);
     assert_eq!(world.books().lent, 28 * 4096, "it may grow");
     let good = v1::Donor {
         name: "x".into(),
         addresses: vec!["a".into()],
-        regions: vec![v1::Region { id: 1, len: 4096, huge_pages: false }],
+        regions: vec![v1::Region {
+            id: 1,
+            len: 4096,
+            huge_pages: false,
+        }],
         ..Default::default()
     };
-    let region = |id, len| v1::Region { id, len, huge_pages: true };
+    let region = |id, len| v1::Region {
+        id,
+        len,
+        huge_pages: true,
+    };
     let bad = [
-        v1::Donor { name: String::new(), ..good.clone() },
-        v1::Donor { name: "a\nb".into(), ..good.clone() },
-        v1::Donor { name: "x".repeat(256), ..good.clone() },
-        v1::Donor { addresses: Vec::new(), ..good.clone() },
-        v1::Donor { addresses: vec!["a\nb".into()], ..good.clone() },
-        v1::Donor { addresses: vec!["a".into(); 17], ..good.clone() },
-        v1::Donor { regions: Vec::new(), ..good.clone() },
-        v1::Donor { regions: vec![region(1, 4095)], ..good.clone() },
-        v1::Donor { regions: vec![region(1, (1 << 48) + 1)], ..good.clone() },
-        v1::Donor { regions: vec![region(1, u64::MAX)], ..good.clone() },
-        v1::Donor { regions: vec![region(1, 4096), region(1, 4096)], ..good.clone() },
-        v1::Donor { regions: (0..257).map(|id| region(id, 4096)).collect(), ..good.clone() },
+        v1::Donor {
+            name: String::new(),
+            ..good.clone()
+        },
+        v1::Donor {
+            name: "a\nb".into(),
+            ..good.clone()
+        },
+        v1::Donor {
+            name: "x".repeat(256),
+            ..good.clone()
+        },
+        v1::Donor {
+            addresses: Vec::new(),
+            ..good.clone()
+        },
+        v1::Donor {
+            addresses: vec!["a\nb".into()],
+            ..good.clone()
+        },
+        v1::Donor {
+            addresses: vec!["a".into(); 9],
+            ..good.clone()
+        },
+        v1::Donor {
+            regions: Vec::new(),
+            ..good.clone()
+        },
+        v1::Donor {
+            regions: vec![region(1, 4095)],
+            ..good.clone()
+        },
+        v1::Donor {
+            regions: vec![region(1, (1 << 48) + 1)],
+            ..good.clone()
+        },
+        v1::Donor {
+            regions: vec![region(1, u64::MAX)],
+            ..good.clone()
+        },
+        v1::Donor {
+            regions: vec![region(1, 4096), region(1, 4096)],
+            ..good.clone()
+        },
+        v1::Donor {
+            regions: (0..65).map(|id| region(id, 4096)).collect(),
+            ..good.clone()
+        },
     ];
     for donor in bad {
-        let outcome = world.engine.register_donor(&v1::RegisterDonorRequest { donor: Some(donor.clone()) });
+        let outcome = world.engine.register_donor(&v1::RegisterDonorRequest {
+            donor: Some(donor.clone()),
+        });
         assert!(matches!(outcome, Err(Error::Invalid(_))), "{donor:?}");
     }
     assert_eq!(world.engine.list_donors().unwrap().donors.len(), 1);

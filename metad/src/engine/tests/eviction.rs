@@ -15,8 +15,14 @@ fn pass(world: &World, pages: u64, ms: u64) {
 }
 
 fn wait(world: &World, pull: v1::PullRef, packs: &[Pack]) -> bool {
-    let request = v1::ReserveRequest { pull: Some(pull), packs: wanted(packs) };
-    matches!(world.engine.reserve(&request, true).unwrap(), Reserving::Wait)
+    let request = v1::ReserveRequest {
+        pull: Some(pull),
+        packs: wanted(packs),
+    };
+    matches!(
+        world.engine.reserve(&request, true).unwrap(),
+        Reserving::Wait
+    )
 }
 
 #[test]
@@ -24,14 +30,33 @@ fn the_least_recently_used_goes_and_its_layer_is_partial() {
     let world = World::new(12);
     world.pull("a", 1, &[layer(1, 4)]).unwrap();
     world.pull("b", 2, &[layer(2, 4)]).unwrap();
-    let uses = |number| v1::PackUse { pack: pack(number).to_vec(), reads: 2 };
-    world.engine.report_use(&v1::UseReport { packs: vec![uses(100), uses(101), uses(9999)] }).unwrap();
+    let uses = |number| v1::PackUse {
+        pack: pack(number).to_vec(),
+        reads: 2,
+    };
+    world
+        .engine
+        .report_use(&v1::UseReport {
+            packs: vec![uses(100), uses(101), uses(9999)],
+        })
+        .unwrap();
     let pull = world.begin();
-    world.reserve(pull, &[Pack(900, 4096), Pack(901, 4096)]).unwrap();
-    let held: Vec<usize> = world.locate(&layer(1, 4).packs).iter().map(Vec::len).collect();
+    world
+        .reserve(pull, &[Pack(900, 4096), Pack(901, 4096)])
+        .unwrap();
+    let held: Vec<usize> = world
+        .locate(&layer(1, 4).packs)
+        .iter()
+        .map(Vec::len)
+        .collect();
     assert_eq!(held, [1, 1, 0, 0], "what was read stays");
     assert_eq!(world.locate(&layer(2, 4).packs).iter().flatten().count(), 4);
-    let states: Vec<_> = world.snapshot().1.iter().map(|layer| layer.state()).collect();
+    let states: Vec<_> = world
+        .snapshot()
+        .1
+        .iter()
+        .map(|layer| layer.state())
+        .collect();
     assert_eq!(states, [v1::LayerState::Partial, v1::LayerState::Ready]);
     assert_eq!(world.engine.status().unwrap().evictions, 2);
     assert_eq!(world.books().free, 0);
@@ -47,14 +72,20 @@ fn evicted_space_waits_for_every_reader() {
     let pull = world.begin();
     assert!(wait(&world, pull, &[Pack(900, 4096)]));
     assert_eq!(world.books().quarantined, 4096);
-    assert!(wait(&world, pull, &[Pack(900, 4096)]), "asking again evicts no more");
+    assert!(
+        wait(&world, pull, &[Pack(900, 4096)]),
+        "asking again evicts no more"
+    );
     assert_eq!(world.books().quarantined, 4096);
     let lease = world.beat(one, 0, &[]);
     assert_eq!(lease.freed, [pack(100).to_vec()]);
     assert!(lease.freed_generation > 0);
     assert!(wait(&world, pull, &[Pack(900, 4096)]));
     world.beat(one, lease.freed_generation, &[]);
-    assert!(wait(&world, pull, &[Pack(900, 4096)]), "the other one may still read it");
+    assert!(
+        wait(&world, pull, &[Pack(900, 4096)]),
+        "the other one may still read it"
+    );
     world.beat(two, u64::MAX, &[]);
     assert_eq!(world.books().quarantined, 0);
     assert_eq!(world.beat(two, 0, &[]).freed, Vec::<Vec<u8>>::new());
@@ -85,8 +116,14 @@ fn readers_of_before_a_restart_count_too() {
     world.donor("d", 1, &[6]);
     let pull = world.begin();
     assert!(wait(&world, pull, &[Pack(900, 4096)]));
-    let gone = v1::NodeHeartbeat { node, ..Default::default() };
-    assert!(matches!(world.engine.node_heartbeat(&gone), Err(Error::NotFound(_))));
+    let gone = v1::NodeHeartbeat {
+        node,
+        ..Default::default()
+    };
+    assert!(matches!(
+        world.engine.node_heartbeat(&gone),
+        Err(Error::NotFound(_))
+    ));
     pass(&world, 6, 8_000);
     assert!(wait(&world, pull, &[Pack(900, 4096)]));
     pass(&world, 6, 4_000);
@@ -116,19 +153,38 @@ fn what_nodes_hold_open_goes_last() {
     let world = World::new(12);
     world.pull("a", 1, &[layer(1, 4)]).unwrap();
     world.pull("b", 2, &[layer(2, 4)]).unwrap();
-    let first = world.snapshot().0.iter().find(|image| image.tag == "a").unwrap().number;
+    let first = world
+        .snapshot()
+        .0
+        .iter()
+        .find(|image| image.tag == "a")
+        .unwrap()
+        .number;
     let node = world.node();
     world.beat(node, 0, &[first]);
     let pull = world.begin();
     let three = [Pack(900, 4096), Pack(901, 4096), Pack(902, 4096)];
     assert!(wait(&world, pull, &three));
-    assert_eq!(world.locate(&layer(1, 4).packs).iter().flatten().count(), 4, "held open");
+    assert_eq!(
+        world.locate(&layer(1, 4).packs).iter().flatten().count(),
+        4,
+        "held open"
+    );
     assert_eq!(world.locate(&layer(2, 4).packs).iter().flatten().count(), 1);
     let lease = world.beat(node, 0, &[first]);
     world.beat(node, lease.freed_generation, &[first]);
     world.reserve(pull, &three).unwrap();
-    assert!(wait(&world, pull, &(910..916).map(|number| Pack(number, 4096)).collect::<Vec<_>>()));
-    assert!(world.locate(&layer(1, 4).packs).iter().flatten().count() < 4, "nothing else was left");
+    assert!(wait(
+        &world,
+        pull,
+        &(910..916)
+            .map(|number| Pack(number, 4096))
+            .collect::<Vec<_>>()
+    ));
+    assert!(
+        world.locate(&layer(1, 4).packs).iter().flatten().count() < 4,
+        "nothing else was left"
+    );
 }
 
 #[test]
@@ -139,8 +195,16 @@ fn a_pool_that_is_too_small_says_so_and_evicts_nothing() {
     world.reserve(pull, &[Pack(900, 4096)]).unwrap();
     let before = world.books();
     let error = world.reserve(pull, &[Pack(901, 8 * 4096)]).unwrap_err();
-    let Error::Exhausted(text) = error else { panic!("{error}") };
-    for figure in ["32768 bytes", "lend 32768", "4096 free", "24576 used", "4096 reserved"] {
+    let Error::Exhausted(text) = error else {
+        panic!("{error}")
+    };
+    for figure in [
+        "32768 bytes",
+        "lend 32768",
+        "4096 free",
+        "24576 used",
+        "4096 reserved",
+    ] {
         assert!(text.contains(figure), "{figure} in {text}");
     }
     assert_eq!(world.books(), before);
@@ -164,8 +228,15 @@ fn index_packs_come_and_go_as_others_do_and_metad_has_them_still() {
     let pull = world.begin();
     world.reserve(pull, &[Pack(900, 3 * 4096)]).unwrap();
     let index = world.snapshot().1.remove(0).index.unwrap();
-    let range = v1::ReadIndexRequest { digest: index.digest, offset: 0, len: 4 };
-    assert_eq!(world.engine.read_index(&range).unwrap().content, 5001u32.to_le_bytes());
+    let range = v1::ReadIndexRequest {
+        digest: index.digest,
+        offset: 0,
+        len: 4,
+    };
+    assert_eq!(
+        world.engine.read_index(&range).unwrap().content,
+        5001u32.to_le_bytes()
+    );
 }
 
 #[test]
@@ -176,22 +247,42 @@ fn lost_replicas_are_dropped_but_one_node_cannot_empty_the_pool() {
     let packs = layer(1, 700).packs;
     let report = |number: usize| {
         let extent = world.locate(&packs[number..=number])[0].first().copied();
-        let lost = v1::LostReport { pack: pack(packs[number].0).to_vec(), extent, why: "x".into(), node };
+        let lost = v1::LostReport {
+            pack: pack(packs[number].0).to_vec(),
+            extent,
+            why: "x".into(),
+            node,
+        };
         if extent.is_some() {
             world.engine.report_lost(&lost).unwrap();
         }
     };
     let mut wrong = world.locate(&packs[..1])[0][0];
     wrong.offset += 4096;
-    let lie = v1::LostReport { pack: pack(packs[0].0).to_vec(), extent: Some(wrong), why: String::new(), node };
+    let lie = v1::LostReport {
+        pack: pack(packs[0].0).to_vec(),
+        extent: Some(wrong),
+        why: String::new(),
+        node,
+    };
     world.engine.report_lost(&lie).unwrap();
-    assert_eq!(world.locate(&packs[..1])[0].len(), 1, "that is not where it lies");
+    assert_eq!(
+        world.locate(&packs[..1])[0].len(),
+        1,
+        "that is not where it lies"
+    );
     report(0);
     assert_eq!(world.locate(&packs[..1]), [vec![]]);
     assert_eq!(world.snapshot().1[0].state(), v1::LayerState::Partial);
     let pull = world.begin();
-    assert!(!world.reserve(pull, &packs[..1]).unwrap().packs[0].present, "a refill can write it");
-    let refill = v1::CommitRefillRequest { pull: Some(pull), packs: wanted(&packs[..1]) };
+    assert!(
+        !world.reserve(pull, &packs[..1]).unwrap().packs[0].present,
+        "a refill can write it"
+    );
+    let refill = v1::CommitRefillRequest {
+        pull: Some(pull),
+        packs: wanted(&packs[..1]),
+    };
     let reply = world.engine.commit_refill(&refill).unwrap();
     assert_eq!(world.engine.commit_refill(&refill).unwrap(), reply);
     assert_eq!(world.snapshot().1[0].state(), v1::LayerState::Ready);
@@ -208,10 +299,22 @@ fn a_refill_of_what_nobody_wants_leaves_nothing() {
     let world = World::new(8);
     let pull = world.begin();
     world.reserve(pull, &[Pack(1, 4096)]).unwrap();
-    let refill = v1::CommitRefillRequest { pull: Some(pull), packs: wanted(&[Pack(1, 4096)]) };
+    let refill = v1::CommitRefillRequest {
+        pull: Some(pull),
+        packs: wanted(&[Pack(1, 4096)]),
+    };
     world.engine.commit_refill(&refill).unwrap();
-    assert_eq!((world.books().free, world.engine.status().unwrap().packs), (8 * 4096, 0));
+    assert_eq!(
+        (world.books().free, world.engine.status().unwrap().packs),
+        (8 * 4096, 0)
+    );
     let pull = world.begin();
-    let refill = v1::CommitRefillRequest { pull: Some(pull), packs: wanted(&[Pack(2, 4096)]) };
-    assert!(matches!(world.engine.commit_refill(&refill), Err(Error::Refused(_))));
+    let refill = v1::CommitRefillRequest {
+        pull: Some(pull),
+        packs: wanted(&[Pack(2, 4096)]),
+    };
+    assert!(matches!(
+        world.engine.commit_refill(&refill),
+        Err(Error::Refused(_))
+    ));
 }

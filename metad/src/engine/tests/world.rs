@@ -1,14 +1,15 @@
 //! An engine on a temporary directory with a clock that stands, and short words for its calls.
 
-use std::{
-    collections::HashSet,
-    sync::Arc,
-};
+use std::{collections::HashSet, sync::Arc};
 
 use harbour_metad_client::v1;
 
 use super::super::{Engine, Options, Reserving};
-use crate::{clock::{Clock, ManualClock}, error::{Error, Hash}, space::Books};
+use crate::{
+    clock::{Clock, ManualClock},
+    error::{Error, Hash},
+    space::Books,
+};
 
 /// A digest out of a kind and a number.
 pub(super) fn digest(kind: u8, number: u32) -> Hash {
@@ -41,7 +42,10 @@ pub(super) struct World {
 /// Index content, table behind it, digest.
 pub(super) fn sealed(number: u32) -> (Vec<u8>, v1::IndexRef) {
     let index = number.to_le_bytes().repeat(5000);
-    let table: Vec<u8> = index.chunks(16 << 10).flat_map(|granule| *blake3::hash(granule).as_bytes()).collect();
+    let table: Vec<u8> = index
+        .chunks(16 << 10)
+        .flat_map(|granule| *blake3::hash(granule).as_bytes())
+        .collect();
     let named = [&(index.len() as u64).to_le_bytes()[..], &table].concat();
     let reference = v1::IndexRef {
         digest: blake3::hash(&named).as_bytes().to_vec(),
@@ -57,7 +61,13 @@ pub(super) fn index_pack(number: u32) -> Pack {
 }
 
 pub(super) fn wanted(packs: &[Pack]) -> Vec<v1::PackWanted> {
-    packs.iter().map(|Pack(number, len)| v1::PackWanted { pack: pack(*number).to_vec(), len: *len }).collect()
+    packs
+        .iter()
+        .map(|Pack(number, len)| v1::PackWanted {
+            pack: pack(*number).to_vec(),
+            len: *len,
+        })
+        .collect()
 }
 
 impl World {
@@ -73,7 +83,11 @@ impl World {
         let clock = Arc::new(ManualClock::default());
         clock.advance(1_000_000);
         let engine = open(&folder, &clock);
-        Self { folder, clock, engine }
+        Self {
+            folder,
+            clock,
+            engine,
+        }
     }
 
     /// Ends this engine and opens the directory again, as after a death: nothing is told to it.
@@ -104,8 +118,17 @@ impl World {
         self.try_donor(name, epoch, pages).unwrap().id
     }
 
-    pub(super) fn try_donor(&self, name: &str, epoch: u64, pages: &[u64]) -> Result<v1::DonorLease, Error> {
-        let region = |(id, pages): (usize, &u64)| v1::Region { id: id as u32, len: pages * 4096, huge_pages: false };
+    pub(super) fn try_donor(
+        &self,
+        name: &str,
+        epoch: u64,
+        pages: &[u64],
+    ) -> Result<v1::DonorLease, Error> {
+        let region = |(id, pages): (usize, &u64)| v1::Region {
+            id: id as u32,
+            len: pages * 4096,
+            huge_pages: false,
+        };
         let donor = v1::Donor {
             name: name.into(),
             epoch,
@@ -113,17 +136,32 @@ impl World {
             regions: pages.iter().enumerate().map(region).collect(),
             ..Default::default()
         };
-        self.engine.register_donor(&v1::RegisterDonorRequest { donor: Some(donor) })
+        self.engine
+            .register_donor(&v1::RegisterDonorRequest { donor: Some(donor) })
     }
 
     pub(super) fn begin(&self) -> v1::PullRef {
-        let request = v1::BeginRequest { what: "image".into(), host: "host".into(), pid: 7 };
+        let request = v1::BeginRequest {
+            what: "image".into(),
+            host: "host".into(),
+            pid: 7,
+        };
         let lease = self.engine.begin(&request).unwrap();
-        v1::PullRef { pull: lease.pull, token: lease.token }
+        v1::PullRef {
+            pull: lease.pull,
+            token: lease.token,
+        }
     }
 
-    pub(super) fn reserve(&self, pull: v1::PullRef, packs: &[Pack]) -> Result<v1::ReserveReply, Error> {
-        let request = v1::ReserveRequest { pull: Some(pull), packs: wanted(packs) };
+    pub(super) fn reserve(
+        &self,
+        pull: v1::PullRef,
+        packs: &[Pack],
+    ) -> Result<v1::ReserveReply, Error> {
+        let request = v1::ReserveRequest {
+            pull: Some(pull),
+            packs: wanted(packs),
+        };
         match self.engine.reserve(&request, false)? {
             Reserving::Done(reply) => Ok(reply),
             Reserving::Wait => panic!("told not to wait"),
@@ -139,13 +177,19 @@ impl World {
             content: Vec::new(),
         };
         let mut upload = self.engine.begin_index(&head)?;
-        content.chunks(7000).try_for_each(|chunk| upload.chunk(chunk))?;
+        content
+            .chunks(7000)
+            .try_for_each(|chunk| upload.chunk(chunk))?;
         upload.finish()?;
         Ok(reference)
     }
 
     /// Reserves, puts the index, stages. The packs get an object each, of their own number.
-    pub(super) fn stage(&self, pull: v1::PullRef, layer: &Layer) -> Result<(v1::ReserveReply, u32), Error> {
+    pub(super) fn stage(
+        &self,
+        pull: v1::PullRef,
+        layer: &Layer,
+    ) -> Result<(v1::ReserveReply, u32), Error> {
         let mut packs = layer.packs.clone();
         packs.push(index_pack(layer.index));
         let reply = self.reserve(pull, &packs)?;
@@ -154,17 +198,29 @@ impl World {
             diff_id: digest(b'l', layer.diff).to_vec(),
             index: Some(index),
             unpacked_bytes: 100,
-            blobs: vec![v1::Blob { digest: digest(b'b', layer.diff).to_vec(), len_bytes: 5, media_type: "t".into() }],
+            blobs: vec![v1::Blob {
+                digest: digest(b'b', layer.diff).to_vec(),
+                len_bytes: 5,
+                media_type: "t".into(),
+            }],
             ..Default::default()
         };
-        let upload = self.engine.begin_layer(&v1::LayerHead { pull: Some(pull), layer: Some(message) })?;
+        let mut upload = self.engine.begin_layer(&v1::LayerHead {
+            pull: Some(pull),
+            layer: Some(message),
+        })?;
         let named = layer.packs.iter().map(|Pack(number, len)| v1::PackObjects {
             pack: pack(*number).to_vec(),
             len: *len,
-            objects: vec![v1::PackObject { object: digest(b'o', *number).to_vec(), offset: 0, len: 10 }],
+            objects: vec![v1::PackObject {
+                object: digest(b'o', *number).to_vec(),
+                offset: 0,
+                len: 10,
+            }],
         });
-        self.engine.layer_packs(&upload, &named.collect::<Vec<_>>())?;
-        Ok((reply, self.engine.finish_layer(&upload)?.number))
+        self.engine
+            .layer_packs(&mut upload, &named.collect::<Vec<_>>())?;
+        Ok((reply, self.engine.finish_layer(&mut upload)?.number))
     }
 
     pub(super) fn commit_request(
@@ -175,7 +231,10 @@ impl World {
         index: u32,
         diffs: &[u32],
     ) -> v1::CommitRequest {
-        let document = |text: &str| v1::Document { content: text.into(), media_type: "application/json".into() };
+        let document = |text: &str| v1::Document {
+            content: text.into(),
+            media_type: "application/json".into(),
+        };
         v1::CommitRequest {
             pull: Some(pull),
             image: Some(v1::Image {
@@ -184,7 +243,10 @@ impl World {
                 tag: name.into(),
                 manifest: digest(b'm', manifest).to_vec(),
                 config: digest(b'c', manifest).to_vec(),
-                diff_ids: diffs.iter().map(|diff| digest(b'l', *diff).to_vec()).collect(),
+                diff_ids: diffs
+                    .iter()
+                    .map(|diff| digest(b'l', *diff).to_vec())
+                    .collect(),
                 index: Some(sealed(index).1),
                 platform: "linux/amd64".into(),
                 source: "docker://r/p".into(),
@@ -207,7 +269,9 @@ impl World {
     ) -> Result<(v1::ReserveReply, v1::CommitReply), Error> {
         let reserved = self.reserve(pull, &[index_pack(index)])?;
         self.put_index(pull, index)?;
-        let reply = self.engine.commit(&self.commit_request(pull, name, manifest, index, diffs))?;
+        let reply = self
+            .engine
+            .commit(&self.commit_request(pull, name, manifest, index, diffs))?;
         Ok((reserved, reply))
     }
 
@@ -222,25 +286,42 @@ impl World {
     }
 
     pub(super) fn remove(&self, name: &str) -> Result<v1::RemoveNameReply, Error> {
-        let request =
-            v1::RemoveNameRequest { registry: "r".into(), repository: "p".into(), tag: name.into() };
+        let request = v1::RemoveNameRequest {
+            registry: "r".into(),
+            repository: "p".into(),
+            tag: name.into(),
+        };
         self.engine.remove_name(&request)
     }
 
     pub(super) fn locate(&self, packs: &[Pack]) -> Vec<Vec<v1::Extent>> {
-        let packs = packs.iter().map(|Pack(number, _)| pack(*number).to_vec()).collect();
+        let packs = packs
+            .iter()
+            .map(|Pack(number, _)| pack(*number).to_vec())
+            .collect();
         let reply = self.engine.locate(&v1::LocateRequest { packs }).unwrap();
-        reply.packs.into_iter().map(|replicas| replicas.extents).collect()
+        reply
+            .packs
+            .into_iter()
+            .map(|replicas| replicas.extents)
+            .collect()
     }
 
     pub(super) fn snapshot(&self) -> (Vec<v1::Image>, Vec<v1::Layer>) {
         let pages = self.engine.snapshot().unwrap();
         let images = pages.iter().flat_map(|page| page.images.clone()).collect();
-        (images, pages.iter().flat_map(|page| page.layers.clone()).collect())
+        (
+            images,
+            pages.iter().flat_map(|page| page.layers.clone()).collect(),
+        )
     }
 
     pub(super) fn names(&self) -> HashSet<String> {
-        self.snapshot().0.into_iter().map(|image| image.tag).collect()
+        self.snapshot()
+            .0
+            .into_iter()
+            .map(|image| image.tag)
+            .collect()
     }
 
     /// The books, which have to balance.
@@ -249,28 +330,46 @@ impl World {
     }
 
     pub(super) fn node(&self) -> u64 {
-        self.engine.register_node(&v1::RegisterNodeRequest { name: "n".into() }).unwrap().node
+        self.engine
+            .register_node(&v1::RegisterNodeRequest { name: "n".into() })
+            .unwrap()
+            .node
     }
 
     pub(super) fn beat(&self, node: u64, acknowledged: u64, held: &[u32]) -> v1::NodeLease {
         let held = held.to_vec();
-        let request = v1::NodeHeartbeat { node, acknowledged_generation: acknowledged, held };
+        let request = v1::NodeHeartbeat {
+            node,
+            acknowledged_generation: acknowledged,
+            held,
+        };
         self.engine.node_heartbeat(&request).unwrap()
     }
 }
 
 /// In memory where there is such a place: what is synced here is thrown away a moment later.
 fn folder() -> tempfile::TempDir {
-    tempfile::tempdir_in("/dev/shm").or_else(|_| tempfile::tempdir()).unwrap()
+    tempfile::tempdir_in("/dev/shm")
+        .or_else(|_| tempfile::tempdir())
+        .unwrap()
 }
 
 fn open(folder: &tempfile::TempDir, clock: &Arc<ManualClock>) -> Arc<Engine> {
-    let options = Options { clock: clock.clone(), ..Options::default() };
+    let options = Options {
+        clock: clock.clone(),
+        ..Options::default()
+    };
     Engine::open(folder.path(), options).unwrap()
 }
 
 /// A layer of `packs` packs of one page, all its own.
 pub(super) fn layer(diff: u32, packs: u32) -> Layer {
-    let packs = (0..packs).map(|number| Pack(diff * 100 + number, 4096)).collect();
-    Layer { diff, index: 5000 + diff, packs }
+    let packs = (0..packs)
+        .map(|number| Pack(diff * 100 + number, 4096))
+        .collect();
+    Layer {
+        diff,
+        index: 5000 + diff,
+        packs,
+    }
 }
