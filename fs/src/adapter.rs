@@ -14,11 +14,11 @@ use std::{
 };
 
 use fuser::{
-    AccessFlags, BsdFileFlags, CopyFileRangeFlags, Errno, FileAttr, FileHandle, Filesystem, FopenFlags,
-    Generation, INodeNo, InitFlags, IoctlFlags, KernelConfig, LockOwner, OpenAccMode, OpenFlags,
-    RenameFlags, ReplyAttr, ReplyBmap, ReplyCreate, ReplyData, ReplyDirectory, ReplyDirectoryPlus,
-    ReplyEmpty, ReplyEntry, ReplyIoctl, ReplyLseek, ReplyOpen, ReplyStatfs, ReplyWrite, ReplyXattr,
-    Request, TimeOrNow, WriteFlags,
+    AccessFlags, BsdFileFlags, CopyFileRangeFlags, Errno, FileAttr, FileHandle, Filesystem,
+    FopenFlags, Generation, INodeNo, InitFlags, IoctlFlags, KernelConfig, LockOwner, OpenAccMode,
+    OpenFlags, RenameFlags, ReplyAttr, ReplyBmap, ReplyCreate, ReplyData, ReplyDirectory,
+    ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyIoctl, ReplyLseek, ReplyOpen, ReplyStatfs,
+    ReplyWrite, ReplyXattr, Request, TimeOrNow, WriteFlags,
 };
 use harbour_image::{index::FileType, tree::Time};
 use parking_lot::Mutex;
@@ -96,15 +96,19 @@ impl Filesystem for Adapter {
 
     fn lookup(&self, _req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
         let name = name.as_bytes().to_vec();
-        self.serve("lookup", parent, reply, move |fs, node, _| fs.lookup(node, &name), |reply, result| {
-            match result {
+        self.serve(
+            "lookup",
+            parent,
+            reply,
+            move |fs, node, _| fs.lookup(node, &name),
+            |reply, result| match result {
                 Ok(found) => {
                     let attr = found.attr.map_or(NO_NODE, |attr| fuse_attr(&attr));
                     reply.entry_with_ttls(&found.attr_ttl, &found.entry_ttl, &attr, GENERATION);
                 }
                 Err(error) => reply.error(error),
-            }
-        });
+            },
+        );
     }
 
     fn forget(&self, _req: &Request, ino: INodeNo, nlookup: u64) {
@@ -112,17 +116,29 @@ impl Filesystem for Adapter {
     }
 
     fn getattr(&self, _req: &Request, ino: INodeNo, _fh: Option<FileHandle>, reply: ReplyAttr) {
-        self.serve("getattr", ino, reply, |fs, node, _| fs.getattr(node), |reply, result| match result {
-            Ok((attr, ttl)) => reply.attr(&ttl, &fuse_attr(&attr)),
-            Err(error) => reply.error(error),
-        });
+        self.serve(
+            "getattr",
+            ino,
+            reply,
+            |fs, node, _| fs.getattr(node),
+            |reply, result| match result {
+                Ok((attr, ttl)) => reply.attr(&ttl, &fuse_attr(&attr)),
+                Err(error) => reply.error(error),
+            },
+        );
     }
 
     fn readlink(&self, _req: &Request, ino: INodeNo, reply: ReplyData) {
-        self.serve("readlink", ino, reply, |fs, node, _| fs.readlink(node), |reply, result| match result {
-            Ok(target) => reply.data(&target),
-            Err(error) => reply.error(error),
-        });
+        self.serve(
+            "readlink",
+            ino,
+            reply,
+            |fs, node, _| fs.readlink(node),
+            |reply, result| match result {
+                Ok(target) => reply.data(&target),
+                Err(error) => reply.error(error),
+            },
+        );
     }
 
     fn open(&self, _req: &Request, _ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
@@ -146,10 +162,16 @@ impl Filesystem for Adapter {
         reply: ReplyData,
     ) {
         let read = move |fs: &Fs, node, _: &mut _| fs.read(node, offset, size as usize);
-        self.serve("read", ino, reply, read, |reply: ReplyData, result| match result {
-            Ok(data) => reply.data(&data),
-            Err(error) => reply.error(error),
-        });
+        self.serve(
+            "read",
+            ino,
+            reply,
+            read,
+            |reply: ReplyData, result| match result {
+                Ok(data) => reply.data(&data),
+                Err(error) => reply.error(error),
+            },
+        );
     }
 
     fn opendir(&self, _req: &Request, _ino: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
@@ -161,11 +183,23 @@ impl Filesystem for Adapter {
         }
     }
 
-    fn readdir(&self, _req: &Request, ino: INodeNo, _fh: FileHandle, offset: u64, reply: ReplyDirectory) {
+    fn readdir(
+        &self,
+        _req: &Request,
+        ino: INodeNo,
+        _fh: FileHandle,
+        offset: u64,
+        reply: ReplyDirectory,
+    ) {
         let list = move |fs: &Fs, node, reply: &mut ReplyDirectory| {
             fs.readdir(node, offset, false, &mut |entry: &Entry<'_>| {
                 let name = OsStr::from_bytes(entry.name);
-                !reply.add(INodeNo(entry.node.raw()), entry.next, fuse_type(entry.kind), name)
+                !reply.add(
+                    INodeNo(entry.node.raw()),
+                    entry.next,
+                    fuse_type(entry.kind),
+                    name,
+                )
             })
         };
         self.serve("readdir", ino, reply, list, |reply, result| match result {
@@ -184,37 +218,84 @@ impl Filesystem for Adapter {
     ) {
         let list = move |fs: &Fs, node, reply: &mut ReplyDirectoryPlus| {
             fs.readdir(node, offset, true, &mut |entry: &Entry<'_>| {
-                let nameless = FileAttr { kind: fuse_type(entry.kind), ..NO_NODE };
-                let (attr, ttl) =
-                    entry.attr.map_or((nameless, Duration::ZERO), |(attr, ttl)| (fuse_attr(&attr), ttl));
-                !reply.add(attr.ino, entry.next, OsStr::from_bytes(entry.name), &ttl, &attr, GENERATION)
+                let nameless = FileAttr {
+                    kind: fuse_type(entry.kind),
+                    ..NO_NODE
+                };
+                let (attr, ttl) = entry
+                    .attr
+                    .map_or((nameless, Duration::ZERO), |(attr, ttl)| {
+                        (fuse_attr(&attr), ttl)
+                    });
+                !reply.add(
+                    attr.ino,
+                    entry.next,
+                    OsStr::from_bytes(entry.name),
+                    &ttl,
+                    &attr,
+                    GENERATION,
+                )
             })
         };
-        self.serve("readdirplus", ino, reply, list, |reply, result| match result {
-            Ok(()) => reply.ok(),
-            Err(error) => reply.error(error),
-        });
+        self.serve(
+            "readdirplus",
+            ino,
+            reply,
+            list,
+            |reply, result| match result {
+                Ok(()) => reply.ok(),
+                Err(error) => reply.error(error),
+            },
+        );
     }
 
     fn statfs(&self, _req: &Request, ino: INodeNo, reply: ReplyStatfs) {
-        self.serve("statfs", ino, reply, |fs, node, _| fs.statfs(node), |reply, result| match result {
-            Ok(space) => reply.statfs(space.blocks, 0, 0, space.files, 0, BLOCK, NAME_MAX, BLOCK),
-            Err(error) => reply.error(error),
-        });
+        self.serve(
+            "statfs",
+            ino,
+            reply,
+            |fs, node, _| fs.statfs(node),
+            |reply, result| match result {
+                Ok(space) => {
+                    reply.statfs(space.blocks, 0, 0, space.files, 0, BLOCK, NAME_MAX, BLOCK)
+                }
+                Err(error) => reply.error(error),
+            },
+        );
     }
 
     fn getxattr(&self, _req: &Request, ino: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
         let name = name.as_bytes().to_vec();
-        self.serve("getxattr", ino, reply, move |fs, node, _| fs.getxattr(node, &name, size), answer_xattr);
+        self.serve(
+            "getxattr",
+            ino,
+            reply,
+            move |fs, node, _| fs.getxattr(node, &name, size),
+            answer_xattr,
+        );
     }
 
     fn listxattr(&self, _req: &Request, ino: INodeNo, size: u32, reply: ReplyXattr) {
-        self.serve("listxattr", ino, reply, move |fs, node, _| fs.listxattr(node, size), answer_xattr);
+        self.serve(
+            "listxattr",
+            ino,
+            reply,
+            move |fs, node, _| fs.listxattr(node, size),
+            answer_xattr,
+        );
     }
 
     fn access(&self, _req: &Request, ino: INodeNo, mask: AccessFlags, reply: ReplyEmpty) {
-        let access = Access { write: mask.contains(AccessFlags::W_OK) };
-        self.serve("access", ino, reply, move |fs, node, _| fs.access(node, access), answer_empty);
+        let access = Access {
+            write: mask.contains(AccessFlags::W_OK),
+        };
+        self.serve(
+            "access",
+            ino,
+            reply,
+            move |fs, node, _| fs.access(node, access),
+            answer_empty,
+        );
     }
 
     fn lseek(
@@ -233,26 +314,53 @@ impl Filesystem for Adapter {
             SEEK_HOLE => Seek::Hole,
             _ => return reply.error(Errno::EINVAL),
         };
-        let Ok(offset) = u64::try_from(offset) else { return reply.error(Errno::ENXIO) };
-        self.serve("lseek", ino, reply, move |fs, node, _| fs.lseek(node, offset, seek), |reply, result| {
-            match result.map(i64::try_from) {
+        let Ok(offset) = u64::try_from(offset) else {
+            return reply.error(Errno::ENXIO);
+        };
+        self.serve(
+            "lseek",
+            ino,
+            reply,
+            move |fs, node, _| fs.lseek(node, offset, seek),
+            |reply, result| match result.map(i64::try_from) {
                 Ok(Ok(place)) => reply.offset(place),
                 Ok(Err(_)) => reply.error(Errno::EOVERFLOW),
                 Err(error) => reply.error(error),
-            }
-        });
+            },
+        );
     }
 
     // Nothing is buffered, so there is nothing to flush: ENOSYS lets the kernel stop asking.
-    fn flush(&self, _req: &Request, _ino: INodeNo, _fh: FileHandle, _owner: LockOwner, reply: ReplyEmpty) {
+    fn flush(
+        &self,
+        _req: &Request,
+        _ino: INodeNo,
+        _fh: FileHandle,
+        _owner: LockOwner,
+        reply: ReplyEmpty,
+    ) {
         reply.error(Errno::ENOSYS);
     }
 
-    fn fsync(&self, _req: &Request, _ino: INodeNo, _fh: FileHandle, _datasync: bool, reply: ReplyEmpty) {
+    fn fsync(
+        &self,
+        _req: &Request,
+        _ino: INodeNo,
+        _fh: FileHandle,
+        _datasync: bool,
+        reply: ReplyEmpty,
+    ) {
         reply.error(Errno::ENOSYS);
     }
 
-    fn fsyncdir(&self, _req: &Request, _ino: INodeNo, _fh: FileHandle, _datasync: bool, reply: ReplyEmpty) {
+    fn fsyncdir(
+        &self,
+        _req: &Request,
+        _ino: INodeNo,
+        _fh: FileHandle,
+        _datasync: bool,
+        reply: ReplyEmpty,
+    ) {
         reply.error(Errno::ENOSYS);
     }
 
@@ -311,7 +419,15 @@ impl Filesystem for Adapter {
         reply.error(Errno::EROFS);
     }
 
-    fn mkdir(&self, _req: &Request, _parent: INodeNo, _name: &OsStr, _mode: u32, _umask: u32, reply: ReplyEntry) {
+    fn mkdir(
+        &self,
+        _req: &Request,
+        _parent: INodeNo,
+        _name: &OsStr,
+        _mode: u32,
+        _umask: u32,
+        reply: ReplyEntry,
+    ) {
         reply.error(Errno::EROFS);
     }
 
@@ -323,7 +439,14 @@ impl Filesystem for Adapter {
         reply.error(Errno::EROFS);
     }
 
-    fn symlink(&self, _req: &Request, _parent: INodeNo, _name: &OsStr, _target: &Path, reply: ReplyEntry) {
+    fn symlink(
+        &self,
+        _req: &Request,
+        _parent: INodeNo,
+        _name: &OsStr,
+        _target: &Path,
+        reply: ReplyEntry,
+    ) {
         reply.error(Errno::EROFS);
     }
 
@@ -340,7 +463,14 @@ impl Filesystem for Adapter {
         reply.error(Errno::EROFS);
     }
 
-    fn link(&self, _req: &Request, _ino: INodeNo, _newparent: INodeNo, _newname: &OsStr, reply: ReplyEntry) {
+    fn link(
+        &self,
+        _req: &Request,
+        _ino: INodeNo,
+        _newparent: INodeNo,
+        _newname: &OsStr,
+        reply: ReplyEntry,
+    ) {
         reply.error(Errno::EROFS);
     }
 
@@ -476,8 +606,13 @@ fn fuse_attr(attr: &Attr) -> FileAttr {
 
 fn system_time(time: Time) -> SystemTime {
     let whole = Duration::from_secs(time.secs.unsigned_abs());
-    let second = if time.secs < 0 { UNIX_EPOCH.checked_sub(whole) } else { UNIX_EPOCH.checked_add(whole) };
-    let exact = second.and_then(|second| second.checked_add(Duration::from_nanos(u64::from(time.nanos))));
+    let second = if time.secs < 0 {
+        UNIX_EPOCH.checked_sub(whole)
+    } else {
+        UNIX_EPOCH.checked_add(whole)
+    };
+    let exact =
+        second.and_then(|second| second.checked_add(Duration::from_nanos(u64::from(time.nanos))));
     exact.unwrap_or(UNIX_EPOCH)
 }
 
@@ -499,11 +634,26 @@ mod tests {
 
     #[test]
     fn times_before_and_after_the_epoch_are_exact() {
-        let before = system_time(Time { secs: -2, nanos: 800_000_000 });
-        assert_eq!(UNIX_EPOCH.duration_since(before).ok(), Some(Duration::from_millis(1200)));
+        let before = system_time(Time {
+            secs: -2,
+            nanos: 800_000_000,
+        });
+        assert_eq!(
+            UNIX_EPOCH.duration_since(before).ok(),
+            Some(Duration::from_millis(1200))
+        );
         let after = system_time(Time { secs: 3, nanos: 1 });
-        assert_eq!(after.duration_since(UNIX_EPOCH).ok(), Some(Duration::new(3, 1)));
-        let _ = system_time(Time { secs: i64::MIN, nanos: 999_999_999 });
-        let _ = system_time(Time { secs: i64::MAX, nanos: 999_999_999 });
+        assert_eq!(
+            after.duration_since(UNIX_EPOCH).ok(),
+            Some(Duration::new(3, 1))
+        );
+        let _ = system_time(Time {
+            secs: i64::MIN,
+            nanos: 999_999_999,
+        });
+        let _ = system_time(Time {
+            secs: i64::MAX,
+            nanos: 999_999_999,
+        });
     }
 }

@@ -41,7 +41,9 @@ impl Attr {
     /// Space in units of 512 bytes. Whole blocks of the length, as EROFS counts: both doors show
     /// the same.
     pub const fn blocks(&self) -> u64 {
-        self.size.div_ceil(BLOCK as u64).saturating_mul(BLOCK as u64 / 512)
+        self.size
+            .div_ceil(BLOCK as u64)
+            .saturating_mul(BLOCK as u64 / 512)
     }
 
     /// Device number in the kernel's 32 bits: minor's low 8, major's 12, minor's high 12.
@@ -66,11 +68,33 @@ impl Attr {
 
     pub(crate) fn of_erofs(view: &View, opened: &Opened, mtime: Time) -> Self {
         let node = Node::erofs(view.number);
-        Self::ours(node, FileType::File, 0o444, opened.header.erofs_len(), mtime)
+        Self::ours(
+            node,
+            FileType::File,
+            0o444,
+            opened.header.erofs_len(),
+            mtime,
+        )
     }
 
     /// A node that belongs to nobody's image.
-    pub(crate) const fn ours(node: Node, kind: FileType, perm: u16, size: u64, mtime: Time) -> Self {
-        Self { node, kind, perm, nlink: 1, uid: 0, gid: 0, rdev: (0, 0), size, mtime }
+    pub(crate) const fn ours(
+        node: Node,
+        kind: FileType,
+        perm: u16,
+        size: u64,
+        mtime: Time,
+    ) -> Self {
+        Self {
+            node,
+            kind,
+            perm,
+            nlink: 1,
+            uid: 0,
+            gid: 0,
+            rdev: (0, 0),
+            size,
+            mtime,
+        }
     }
 }

@@ -28,7 +28,10 @@ const FALLBACK: Duration = Duration::from_secs(30);
 impl Budget {
     /// Ends `after` from now.
     pub(crate) fn new(after: Duration, quick: bool) -> Self {
-        Self { deadline: Instant::now() + after, quick }
+        Self {
+            deadline: Instant::now() + after,
+            quick,
+        }
     }
 
     /// The budget of the operation that this thread runs.

@@ -30,10 +30,19 @@ impl Buffers {
     /// A buffer of at least `len` bytes.
     pub(crate) fn take(self: &Arc<Self>, len: usize) -> Buffer {
         let Some(class) = SIZES.iter().position(|size| *size >= len) else {
-            return Buffer { bytes: vec![0; len], home: None };
+            return Buffer {
+                bytes: vec![0; len],
+                home: None,
+            };
         };
-        let bytes = self.free[class].lock().pop().unwrap_or_else(|| vec![0; SIZES[class]]);
-        Buffer { bytes, home: Some((Arc::clone(self), class)) }
+        let bytes = self.free[class]
+            .lock()
+            .pop()
+            .unwrap_or_else(|| vec![0; SIZES[class]]);
+        Buffer {
+            bytes,
+            home: Some((Arc::clone(self), class)),
+        }
     }
 }
 

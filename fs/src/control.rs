@@ -130,7 +130,10 @@ impl ControlNode {
         let children = self.children()?;
         let cookie = build::cookie(name);
         let start = children.partition_point(|child| child.cookie < cookie);
-        children[start..].iter().take(NEIGHBOURS).find(|child| child.name.as_bytes() == name)
+        children[start..]
+            .iter()
+            .take(NEIGHBOURS)
+            .find(|child| child.name.as_bytes() == name)
     }
 }
 

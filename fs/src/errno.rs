@@ -108,20 +108,46 @@ mod tests {
             (Error::ReadOnly, Errno::EROFS, 0, 1),
             (Error::Later, Errno::EIO, 1, 0),
             (Error::WrongDocument(Digest::of(b"")), Errno::EIO, 1, 0),
-            (Error::Unreadable { what: "x".into(), tried: String::new() }, Errno::EIO, 1, 0),
-            (Error::Misplaced { what: "x".into(), reason: "y" }, Errno::EIO, 1, 0),
+            (
+                Error::Unreadable {
+                    what: "x".into(),
+                    tried: String::new(),
+                },
+                Errno::EIO,
+                1,
+                0,
+            ),
+            (
+                Error::Misplaced {
+                    what: "x".into(),
+                    reason: "y",
+                },
+                Errno::EIO,
+                1,
+                0,
+            ),
         ];
         for (error, number, failed, refused) in table {
             let errors = Errors::default();
             assert_eq!(errors.report("test", node, &error), number, "{error}");
-            assert_eq!((errors.failed(), errors.refused()), (failed, refused), "{error}");
+            assert_eq!(
+                (errors.failed(), errors.refused()),
+                (failed, refused),
+                "{error}"
+            );
         }
     }
 
     #[test]
     fn a_log_line_tells_each_cause_once() {
         let digest = Digest::of(b"");
-        let error = Error::Document { digest, source: SourceError::Gone("it".into()) };
-        assert_eq!(chain(&error), format!("document {digest} cannot be read: it is not in the catalogue"));
+        let error = Error::Document {
+            digest,
+            source: SourceError::Gone("it".into()),
+        };
+        assert_eq!(
+            chain(&error),
+            format!("document {digest} cannot be read: it is not in the catalogue")
+        );
     }
 }

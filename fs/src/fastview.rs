@@ -82,8 +82,16 @@ pub enum Caching {
 
 /// Mounts the EROFS file `file` at `target`, which is made when it is missing; how far the kernel
 /// reads ahead there is `read_ahead_kb`.
-pub fn mount(file: &Path, target: &Path, caching: Caching, read_ahead_kb: u32) -> Result<(), FastViewError> {
-    let fail = |source| FastViewError::Place { path: target.to_owned(), source };
+pub fn mount(
+    file: &Path,
+    target: &Path,
+    caching: Caching,
+    read_ahead_kb: u32,
+) -> Result<(), FastViewError> {
+    let fail = |source| FastViewError::Place {
+        path: target.to_owned(),
+        source,
+    };
     clear_stale(target).map_err(fail)?;
     std::fs::create_dir_all(target).map_err(fail)?;
     let before = bdi_names();
@@ -112,9 +120,9 @@ pub fn mount(file: &Path, target: &Path, caching: Caching, read_ahead_kb: u32) -
             let _ = std::fs::remove_dir(target);
             Err(match errno {
                 Errno::ENODEV => FastViewError::Unsupported("it has no EROFS"),
-                Errno::ENOTBLK => {
-                    FastViewError::Unsupported("its EROFS mounts block devices only (files need Linux 6.12)")
-                }
+                Errno::ENOTBLK => FastViewError::Unsupported(
+                    "its EROFS mounts block devices only (files need Linux 6.12)",
+                ),
                 Errno::EPERM => FastViewError::Unsupported("mounting is not permitted here"),
                 errno => FastViewError::Mount {
                     source_path: file.to_owned(),
@@ -128,12 +136,19 @@ pub fn mount(file: &Path, target: &Path, caching: Caching, read_ahead_kb: u32) -
 
 /// Unmounts a fast view and removes its directory; with `lazy` also when somebody uses it.
 pub fn unmount(target: &Path, lazy: bool) -> Result<(), FastViewError> {
-    let flags = if lazy { MntFlags::MNT_DETACH } else { MntFlags::empty() };
+    let flags = if lazy {
+        MntFlags::MNT_DETACH
+    } else {
+        MntFlags::empty()
+    };
     match umount2(target, flags | MntFlags::UMOUNT_NOFOLLOW) {
         // Not mounted (any more) is what was wanted.
         Ok(()) | Err(Errno::EINVAL | Errno::ENOENT) => {}
         Err(errno) => {
-            return Err(FastViewError::Unmount { path: target.to_owned(), source: errno.into() });
+            return Err(FastViewError::Unmount {
+                path: target.to_owned(),
+                source: errno.into(),
+            });
         }
     }
     // What is not empty was never ours.
@@ -159,7 +174,10 @@ pub fn clean(dir: &Path) -> io::Result<usize> {
     // The last one mounted is on top.
     for mount in stale.iter().rev() {
         if let Err(error) = unmount(&mount.target, true) {
-            tracing::warn!(error = crate::errno::chain(&error), "a fast view of an earlier run stays");
+            tracing::warn!(
+                error = crate::errno::chain(&error),
+                "a fast view of an earlier run stays"
+            );
         }
     }
     Ok(stale.len())
@@ -168,7 +186,10 @@ pub fn clean(dir: &Path) -> io::Result<usize> {
 /// All mounts that this process sees, in the order they were made.
 pub fn mounts() -> io::Result<Vec<MountLine>> {
     let text = std::fs::read("/proc/self/mountinfo")?;
-    Ok(text.split(|byte| *byte == b'\n').filter_map(parse_mount).collect())
+    Ok(text
+        .split(|byte| *byte == b'\n')
+        .filter_map(parse_mount)
+        .collect())
 }
 
 /// One line of mountinfo, see proc_pid_mountinfo(5): fields by spaces, the fifth is the mount
@@ -179,7 +200,11 @@ fn parse_mount(line: &[u8]) -> Option<MountLine> {
     let mut rest = fields.skip_while(|field| *field != b"-").skip(1);
     let kind = String::from_utf8_lossy(rest.next()?).into_owned();
     let source = OsString::from_vec(unescape(rest.next()?));
-    Some(MountLine { target: PathBuf::from(OsString::from_vec(target)), kind, source })
+    Some(MountLine {
+        target: PathBuf::from(OsString::from_vec(target)),
+        kind,
+        source,
+    })
 }
 
 /// Undoes the kernel's octal escapes of space, tab, newline and backslash.
@@ -187,10 +212,14 @@ fn unescape(field: &[u8]) -> Vec<u8> {
     let mut out = Vec::with_capacity(field.len());
     let mut rest = field;
     while let Some((&byte, tail)) = rest.split_first() {
-        let octal = tail.get(..3).filter(|digits| digits.iter().all(|digit| (b'0'..=b'7').contains(digit)));
+        let octal = tail
+            .get(..3)
+            .filter(|digits| digits.iter().all(|digit| (b'0'..=b'7').contains(digit)));
         match octal {
             Some(digits) if byte == b'\\' => {
-                out.push(digits.iter().fold(0u8, |value, digit| value.wrapping_mul(8).wrapping_add(digit - b'0')));
+                out.push(digits.iter().fold(0u8, |value, digit| {
+                    value.wrapping_mul(8).wrapping_add(digit - b'0')
+                }));
                 rest = &tail[3..];
             }
             _ => {
@@ -204,8 +233,13 @@ fn unescape(field: &[u8]) -> Vec<u8> {
 
 /// Detaches a mount whose file has gone.
 fn clear_stale(target: &Path) -> io::Result<()> {
-    let Ok(path) = target.canonicalize() else { return Ok(()) };
-    if mounts()?.iter().any(|mount| mount.target == path && mount.kind == "erofs") {
+    let Ok(path) = target.canonicalize() else {
+        return Ok(());
+    };
+    if mounts()?
+        .iter()
+        .any(|mount| mount.target == path && mount.kind == "erofs")
+    {
         umount2(&path, MntFlags::MNT_DETACH)?;
     }
     Ok(())
@@ -214,7 +248,10 @@ fn clear_stale(target: &Path) -> io::Result<()> {
 /// Names under which EROFS mounts that have no device of their own tell their read-ahead.
 fn bdi_names() -> HashSet<OsString> {
     let entries = std::fs::read_dir(BDI).into_iter().flatten().flatten();
-    entries.map(|entry| entry.file_name()).filter(|name| name.to_string_lossy().starts_with("erofs")).collect()
+    entries
+        .map(|entry| entry.file_name())
+        .filter(|name| name.to_string_lossy().starts_with("erofs"))
+        .collect()
 }
 
 #[cfg(test)]
@@ -227,12 +264,23 @@ mod tests {
         let line = b"36 35 98:0 / /mnt/a\\040b\\134 rw,noatime shared:1 master:2 - fuse.harbour har\\040bour rw";
         let mount = parse_mount(line).unwrap();
         assert_eq!(mount.target, Path::new("/mnt/a b\\"));
-        assert_eq!((mount.kind.as_str(), mount.source.to_str()), ("fuse.harbour", Some("har bour")));
+        assert_eq!(
+            (mount.kind.as_str(), mount.source.to_str()),
+            ("fuse.harbour", Some("har bour"))
+        );
         let plain = parse_mount(b"1 0 0:1 / /proc rw - proc proc rw").unwrap();
-        assert_eq!((plain.target.to_str(), plain.kind.as_str()), (Some("/proc"), "proc"));
+        assert_eq!(
+            (plain.target.to_str(), plain.kind.as_str()),
+            (Some("/proc"), "proc")
+        );
         for bad in [&b""[..], b"1 2 3", b"1 0 0:1 / /proc rw shared:1"] {
             assert_eq!(parse_mount(bad), None);
         }
-        assert!(mounts().unwrap().iter().any(|mount| mount.target == Path::new("/proc")));
+        assert!(
+            mounts()
+                .unwrap()
+                .iter()
+                .any(|mount| mount.target == Path::new("/proc"))
+        );
     }
 }

@@ -157,7 +157,9 @@ impl Fs {
     /// Runs `job`, which waits for something, in a thread that may wait.
     pub(crate) fn later(&self, job: impl FnOnce(&Self) + Send + 'static) {
         self.outside.stats.deferred.add(1);
-        let Some(this) = self.this.get().and_then(Weak::upgrade) else { return job(self) };
+        let Some(this) = self.this.get().and_then(Weak::upgrade) else {
+            return job(self);
+        };
         self.slow.run(move || job(&this));
     }
 
@@ -181,7 +183,9 @@ impl Fs {
     /// to another thread that is at it.
     fn refresh(&self, wait: bool) {
         let snapshot = self.outside.catalogue.snapshot();
-        if self.control.read().generation == snapshot.generation && self.control.read().node(1).is_some() {
+        if self.control.read().generation == snapshot.generation
+            && self.control.read().node(1).is_some()
+        {
             return;
         }
         let _turn = if wait {
@@ -199,7 +203,9 @@ impl Fs {
         let after = before.next(&snapshot, if first { self.started } else { now() });
         self.views.update(&snapshot);
         if !first {
-            self.changes.lock().extend(Changes::between(&before, &after));
+            self.changes
+                .lock()
+                .extend(Changes::between(&before, &after));
         }
         *self.control.write() = Arc::new(after);
     }
@@ -231,13 +237,20 @@ impl Drop for Fs {
 
 impl std::fmt::Debug for Fs {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Fs").field("config", &self.outside.config).finish_non_exhaustive()
+        f.debug_struct("Fs")
+            .field("config", &self.outside.config)
+            .finish_non_exhaustive()
     }
 }
 
 fn now() -> Time {
-    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    Time { secs: i64::try_from(since.as_secs()).unwrap_or(i64::MAX), nanos: since.subsec_nanos() }
+    let since = SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .unwrap_or_default();
+    Time {
+        secs: i64::try_from(since.as_secs()).unwrap_or(i64::MAX),
+        nanos: since.subsec_nanos(),
+    }
 }
 
 /// When a page was made, for pages that age.

@@ -89,9 +89,15 @@ pub(crate) fn read(
 ) -> Result<Data> {
     let index = opened.index(outside);
     let mut buffer = outside.buffers.take(len + plan::EDGE_ROOM);
-    let meta_len = opened.header.meta_len.saturating_sub(offset).min(len as u64) as usize;
+    let meta_len = opened
+        .header
+        .meta_len
+        .saturating_sub(offset)
+        .min(len as u64) as usize;
     if meta_len > 0 {
-        index.read_meta(offset, &mut buffer[..meta_len]).map_err(|error| view.error(error))?;
+        index
+            .read_meta(offset, &mut buffer[..meta_len])
+            .map_err(|error| view.error(error))?;
     }
     if len > meta_len {
         let segments = index
@@ -103,11 +109,15 @@ pub(crate) fn read(
             plan.add(view, &index, segment, at, &mut buffer)?;
         }
         run(outside, view, &plan, &mut buffer, what)?;
-        view.read_bytes.fetch_add((len - meta_len) as u64, Ordering::Relaxed);
+        view.read_bytes
+            .fetch_add((len - meta_len) as u64, Ordering::Relaxed);
     }
     outside.stats.reads.add(1);
     outside.stats.read_bytes.add(len as u64);
-    Ok(Data { buffer, range: 0..len })
+    Ok(Data {
+        buffer,
+        range: 0..len,
+    })
 }
 
 fn run(
@@ -119,23 +129,45 @@ fn run(
 ) -> Result<()> {
     let verify = outside.config.verify;
     let check = |want: usize, bytes: &[u8]| {
-        let Some(check) = plan.checks.get(want) else { return false };
+        let Some(check) = plan.checks.get(want) else {
+            return false;
+        };
         let hashes = &plan.hashes[check.hashes.clone()];
-        let right = |(granule, number)| verify_granule(&check.id, check.object_len, hashes, number, granule);
-        !verify || bytes.chunks(harbour_image::object::GRANULE).zip(check.first..).all(right)
+        let right = |(granule, number)| {
+            verify_granule(&check.id, check.object_len, hashes, number, granule)
+        };
+        !verify
+            || bytes
+                .chunks(harbour_image::object::GRANULE)
+                .zip(check.first..)
+                .all(right)
     };
-    let errand = Errand { owner: view.number, packs: &plan.packs, wants: &plan.wants, refill: true };
-    outside.fetch(&errand, buffer, &check).map_err(|missed| match missed {
-        Missed::Later => Error::Later,
-        Missed::Failed(tried) => Error::Unreadable { what: what(), tried },
-    })?;
+    let errand = Errand {
+        owner: view.number,
+        packs: &plan.packs,
+        wants: &plan.wants,
+        refill: true,
+    };
+    outside
+        .fetch(&errand, buffer, &check)
+        .map_err(|missed| match missed {
+            Missed::Later => Error::Later,
+            Missed::Failed(tried) => Error::Unreadable {
+                what: what(),
+                tried,
+            },
+        })?;
     if verify {
         outside.stats.verified.add(plan.granules);
     }
     for edge in &plan.edges {
         let from = edge.slot + edge.from;
         buffer.copy_within(from..from + edge.len, edge.to);
-        outside.edges.put(&edge.id, edge.number, &buffer[edge.slot..edge.slot + edge.granule_len]);
+        outside.edges.put(
+            &edge.id,
+            edge.number,
+            &buffer[edge.slot..edge.slot + edge.granule_len],
+        );
     }
     Ok(())
 }

@@ -149,8 +149,11 @@ pub enum Unmount {
 /// Mounts `fs`.
 pub fn mount(fs: Arc<Fs>, config: &MountConfig) -> Result<Mounted, MountError> {
     let mountpoint = prepare(&config.mountpoint)?;
-    let device =
-        OpenOptions::new().read(true).write(true).open("/dev/fuse").map_err(MountError::Device)?;
+    let device = OpenOptions::new()
+        .read(true)
+        .write(true)
+        .open("/dev/fuse")
+        .map_err(MountError::Device)?;
     mount_device(&device, &mountpoint, config)?;
     match start(fs, device, &mountpoint, config) {
         Ok(mounted) => {
@@ -162,14 +165,20 @@ pub fn mount(fs: Arc<Fs>, config: &MountConfig) -> Result<Mounted, MountError> {
         Err(source) => {
             // The device is closed, so nobody can hang in it.
             let _ = umount2(&mountpoint, MntFlags::MNT_DETACH);
-            Err(MountError::Handshake { path: mountpoint, source })
+            Err(MountError::Handshake {
+                path: mountpoint,
+                source,
+            })
         }
     }
 }
 
 /// Clears dead mounts away and sees that there is a directory.
 fn prepare(path: &Path) -> Result<PathBuf, MountError> {
-    let fail = |source| MountError::Place { path: path.to_owned(), source };
+    let fail = |source| MountError::Place {
+        path: path.to_owned(),
+        source,
+    };
     for _ in 0..STALE_MAX {
         match std::fs::metadata(path) {
             // What a mount answers whose server is gone.
@@ -181,20 +190,29 @@ fn prepare(path: &Path) -> Result<PathBuf, MountError> {
                 std::fs::create_dir_all(path).map_err(fail)?;
             }
             Err(error) => return Err(fail(error)),
-            Ok(metadata) if !metadata.is_dir() => return Err(fail(io::ErrorKind::NotADirectory.into())),
+            Ok(metadata) if !metadata.is_dir() => {
+                return Err(fail(io::ErrorKind::NotADirectory.into()));
+            }
             Ok(_) => break,
         }
     }
     let path = path.canonicalize().map_err(fail)?;
     let mounts = crate::fastview::mounts().map_err(fail)?;
-    if mounts.iter().any(|mount| mount.target == path && mount.kind == FS_TYPE) {
+    if mounts
+        .iter()
+        .any(|mount| mount.target == path && mount.kind == FS_TYPE)
+    {
         return Err(MountError::Taken(path));
     }
     Ok(path)
 }
 
 fn mount_device(device: &File, mountpoint: &Path, config: &MountConfig) -> Result<(), MountError> {
-    let other = if config.allow_other { ",allow_other" } else { "" };
+    let other = if config.allow_other {
+        ",allow_other"
+    } else {
+        ""
+    };
     let (uid, gid) = (nix::unistd::getuid(), nix::unistd::getgid());
     let options = format!(
         "fd={},rootmode=40000,user_id={uid},group_id={gid},default_permissions{other}",
@@ -202,11 +220,25 @@ fn mount_device(device: &File, mountpoint: &Path, config: &MountConfig) -> Resul
     );
     // Neither flag binds an overlay on top; they bind whoever walks in directly.
     let flags = MsFlags::MS_RDONLY | MsFlags::MS_NOSUID | MsFlags::MS_NODEV;
-    mount_call(Some(FS_NAME), mountpoint, Some(FS_TYPE), flags, Some(options.as_str()))
-        .map_err(|errno| MountError::Mount { path: mountpoint.to_owned(), source: errno.into() })
+    mount_call(
+        Some(FS_NAME),
+        mountpoint,
+        Some(FS_TYPE),
+        flags,
+        Some(options.as_str()),
+    )
+    .map_err(|errno| MountError::Mount {
+        path: mountpoint.to_owned(),
+        source: errno.into(),
+    })
 }
 
-fn start(fs: Arc<Fs>, device: File, mountpoint: &Path, config: &MountConfig) -> io::Result<Mounted> {
+fn start(
+    fs: Arc<Fs>,
+    device: File,
+    mountpoint: &Path,
+    config: &MountConfig,
+) -> io::Result<Mounted> {
     let mut flags = InitFlags::FUSE_DO_READDIRPLUS
         | InitFlags::FUSE_READDIRPLUS_AUTO
         | InitFlags::FUSE_CACHE_SYMLINKS
@@ -225,29 +257,47 @@ fn start(fs: Arc<Fs>, device: File, mountpoint: &Path, config: &MountConfig) -> 
     let agreed = Arc::new(Mutex::new(InitFlags::empty()));
     let adapter = Adapter {
         fs,
-        wishes: Wishes { read_max: READ_MAX, background: config.background.max(1), flags },
+        wishes: Wishes {
+            read_max: READ_MAX,
+            background: config.background.max(1),
+            flags,
+        },
         agreed: Arc::clone(&agreed),
         no_open: false,
         no_opendir: false,
     };
-    let acl = if config.allow_other { SessionACL::All } else { SessionACL::Owner };
+    let acl = if config.allow_other {
+        SessionACL::All
+    } else {
+        SessionACL::Owner
+    };
     let mut options = fuser::Config::default();
     options.acl = acl;
     options.n_threads = Some(config.threads.clamp(1, 64));
     options.clone_fd = config.threads > 1;
     let session = Session::from_fd(adapter, OwnedFd::from(device), acl, options)?;
     let notifier = session.notifier();
-    let thread = std::thread::Builder::new().name("fs-session".into()).spawn(move || session.run())?;
+    let thread = std::thread::Builder::new()
+        .name("fs-session".into())
+        .spawn(move || session.run())?;
     let agreed = *agreed.lock();
     tracing::info!(mountpoint = %mountpoint.display(), ?agreed, "mounted");
-    Ok(Mounted { mountpoint: mountpoint.to_owned(), notifier, thread: Mutex::new(Some(thread)), agreed })
+    Ok(Mounted {
+        mountpoint: mountpoint.to_owned(),
+        notifier,
+        thread: Mutex::new(Some(thread)),
+        agreed,
+    })
 }
 
 /// Writes the read-ahead of the device that a mount is; statting it takes a session that runs.
 fn set_read_ahead(mountpoint: &Path, kb: u32) -> io::Result<()> {
     let device = std::fs::metadata(mountpoint)?.dev();
     let (major, minor) = (nix::sys::stat::major(device), nix::sys::stat::minor(device));
-    std::fs::write(format!("/sys/class/bdi/{major}:{minor}/read_ahead_kb"), kb.to_string())
+    std::fs::write(
+        format!("/sys/class/bdi/{major}:{minor}/read_ahead_kb"),
+        kb.to_string(),
+    )
 }
 
 impl Mounted {
@@ -279,7 +329,10 @@ impl Mounted {
 
     /// Whether the session still serves the kernel; not any more once somebody unmounted it.
     pub fn is_alive(&self) -> bool {
-        self.thread.lock().as_ref().is_some_and(|thread| !thread.is_finished())
+        self.thread
+            .lock()
+            .as_ref()
+            .is_some_and(|thread| !thread.is_finished())
     }
 
     /// Unmounts. After [`Unmount::Plain`] and [`Unmount::Force`] the session's threads have ended;
@@ -292,10 +345,17 @@ impl Mounted {
         };
         if self.is_alive() {
             umount2(&self.mountpoint, flags | MntFlags::UMOUNT_NOFOLLOW).map_err(|errno| {
-                MountError::Unmount { path: self.mountpoint.clone(), source: errno.into() }
+                MountError::Unmount {
+                    path: self.mountpoint.clone(),
+                    source: errno.into(),
+                }
             })?;
         }
-        if how == Unmount::Lazy { Ok(()) } else { self.end() }
+        if how == Unmount::Lazy {
+            Ok(())
+        } else {
+            self.end()
+        }
     }
 
     /// Waits for the session's threads.
@@ -303,7 +363,9 @@ impl Mounted {
         let deadline = Instant::now() + END_PATIENCE;
         while self.is_alive() {
             if Instant::now() >= deadline {
-                return Err(MountError::Lingering { path: self.mountpoint.clone() });
+                return Err(MountError::Lingering {
+                    path: self.mountpoint.clone(),
+                });
             }
             std::thread::sleep(Duration::from_millis(2));
         }

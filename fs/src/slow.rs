@@ -36,8 +36,14 @@ struct State {
 impl Slow {
     /// At most `threads_max` threads.
     pub(crate) fn new(threads_max: usize) -> Self {
-        let shared = Shared { state: Mutex::default(), wake: Condvar::new(), threads_max: threads_max.max(1) };
-        Self { shared: Arc::new(shared) }
+        let shared = Shared {
+            state: Mutex::default(),
+            wake: Condvar::new(),
+            threads_max: threads_max.max(1),
+        };
+        Self {
+            shared: Arc::new(shared),
+        }
     }
 
     /// Runs `job` in a thread of this set; in the caller's when too many wait already.
@@ -71,7 +77,9 @@ impl Slow {
 
     fn start_thread(&self) {
         let shared = Arc::clone(&self.shared);
-        let spawned = std::thread::Builder::new().name("fs-slow".into()).spawn(move || shared.work());
+        let spawned = std::thread::Builder::new()
+            .name("fs-slow".into())
+            .spawn(move || shared.work());
         if let Err(error) = spawned {
             tracing::warn!(%error, "no thread for a slow operation");
             self.shared.state.lock().threads -= 1;
@@ -111,7 +119,11 @@ impl Shared {
 
     fn next_if_alone(&self) -> Option<Job> {
         let mut state = self.state.lock();
-        if state.threads == 0 { state.jobs.pop_front() } else { None }
+        if state.threads == 0 {
+            state.jobs.pop_front()
+        } else {
+            None
+        }
     }
 }
 

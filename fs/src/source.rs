@@ -107,11 +107,22 @@ pub trait Catalogue: Send + Sync {
 
     /// Fills `into` from `offset` of the index file (granule table included) on metad's disk,
     /// unverified: for an index whose packs cannot be read.
-    fn read_index(&self, index: &IndexRef, offset: u64, into: &mut [u8], deadline: Instant) -> Result<(), SourceError>;
+    fn read_index(
+        &self,
+        index: &IndexRef,
+        offset: u64,
+        into: &mut [u8],
+        deadline: Instant,
+    ) -> Result<(), SourceError>;
 
     /// Replicas of each of `packs`, in order, best first; none when the pool has lost or evicted it.
     /// Answers from a cache where it can; `fresh` asks anew after a location proved wrong.
-    fn locate(&self, packs: &[PackId], fresh: bool, deadline: Instant) -> Result<Vec<Vec<Extent>>, SourceError>;
+    fn locate(
+        &self,
+        packs: &[PackId],
+        fresh: bool,
+        deadline: Instant,
+    ) -> Result<Vec<Vec<Extent>>, SourceError>;
 
     /// Tells that a replica gave wrong bytes or none. Does not block.
     fn report_lost(&self, pack: &PackId, extent: &Extent, why: &str);
@@ -123,7 +134,13 @@ pub trait Catalogue: Send + Sync {
 /// One-sided reads from whichever donor.
 pub trait Pool: Send + Sync {
     /// Reads a batch from one donor in one epoch, over the best transport to it.
-    fn read(&self, donor: u64, epoch: u64, batch: &mut [Read<'_>], deadline: Instant) -> Result<(), TransportError>;
+    fn read(
+        &self,
+        donor: u64,
+        epoch: u64,
+        batch: &mut [Read<'_>],
+        deadline: Instant,
+    ) -> Result<(), TransportError>;
 
     /// How the bytes from that donor travel, for `why`: "shm", "verbs", "tcp".
     fn describe(&self, donor: u64) -> String;

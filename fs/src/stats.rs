@@ -85,7 +85,11 @@ impl Stats {
     }
 
     pub(crate) fn transports(&self) -> BTreeMap<String, u64> {
-        self.transports.lock().iter().map(|(kind, bytes)| (kind.clone(), bytes.get())).collect()
+        self.transports
+            .lock()
+            .iter()
+            .map(|(kind, bytes)| (kind.clone(), bytes.get()))
+            .collect()
     }
 }
 
@@ -137,7 +141,9 @@ impl Uses {
 
     pub(crate) fn note(&self, catalogue: &dyn Catalogue, packs: &[PackId]) {
         // Whoever comes while another thread is at it is not worth a wait: this is best effort.
-        let Some(mut pending) = self.pending.try_lock() else { return };
+        let Some(mut pending) = self.pending.try_lock() else {
+            return;
+        };
         pending.0.extend(packs);
         if pending.1.elapsed() < Self::EVERY && pending.0.len() < Self::MANY {
             return;
@@ -159,6 +165,8 @@ impl Uses {
 
 impl Default for Uses {
     fn default() -> Self {
-        Self { pending: Mutex::new((HashSet::new(), Instant::now())) }
+        Self {
+            pending: Mutex::new((HashSet::new(), Instant::now())),
+        }
     }
 }

@@ -84,7 +84,13 @@ pub(crate) struct Opened {
 impl Opened {
     /// The index, reading with the budget of the calling thread's operation.
     pub(crate) fn index<'a>(&'a self, outside: &'a Outside) -> Index<Bytes<'a>> {
-        Index::with_header(self.header, Bytes { lazy: &self.lazy, outside })
+        Index::with_header(
+            self.header,
+            Bytes {
+                lazy: &self.lazy,
+                outside,
+            },
+        )
     }
 }
 
@@ -110,8 +116,12 @@ impl View {
 
     /// The node with this nid; nids of a checked index always fit.
     pub(crate) fn node(&self, nid: Nid) -> Result<Node> {
-        Node::in_view(self.number, nid.0)
-            .ok_or_else(|| self.error(IndexError::OutOfRange { what: "node", number: nid.0 }))
+        Node::in_view(self.number, nid.0).ok_or_else(|| {
+            self.error(IndexError::OutOfRange {
+                what: "node",
+                number: nid.0,
+            })
+        })
     }
 
     /// What an error of the index reader means for an operation on this view.
@@ -122,10 +132,14 @@ impl View {
             return Error::Later;
         }
         match error {
-            IndexError::OutOfRange { what: "node", number } => {
-                Node::in_view(self.number, number).map_or(Error::NotFound, Error::Stale)
-            }
-            source => Error::Index { view: self.shows.to_string(), source },
+            IndexError::OutOfRange {
+                what: "node",
+                number,
+            } => Node::in_view(self.number, number).map_or(Error::NotFound, Error::Stale),
+            source => Error::Index {
+                view: self.shows.to_string(),
+                source,
+            },
         }
     }
 
@@ -157,7 +171,10 @@ pub(crate) struct Views {
 
 impl Views {
     pub(crate) fn new(outside: Arc<Outside>) -> Self {
-        let prefetch = outside.config.prefetch_indexes.then(|| Prefetch::new(Arc::clone(&outside)));
+        let prefetch = outside
+            .config
+            .prefetch_indexes
+            .then(|| Prefetch::new(Arc::clone(&outside)));
         Self {
             outside,
             table: RwLock::default(),
@@ -169,10 +186,20 @@ impl Views {
 
     /// Takes over what the catalogue has now. Views that it has no more stay while they are held.
     pub(crate) fn update(&self, snapshot: &Snapshot) {
-        let layers = snapshot.layers.iter().map(|layer| (layer.number, Shows::Layer(layer.diff_id), &layer.index));
+        let layers = snapshot
+            .layers
+            .iter()
+            .map(|layer| (layer.number, Shows::Layer(layer.diff_id), &layer.index));
         let images = snapshot.images.iter().map(|image| {
             let name = format!("{}/{}:{}", image.registry, image.repository, image.tag);
-            (image.number, Shows::Image { manifest: image.manifest, name }, &image.index)
+            (
+                image.number,
+                Shows::Image {
+                    manifest: image.manifest,
+                    name,
+                },
+                &image.index,
+            )
         });
         let mut table = self.table.write();
         for view in table.values() {
@@ -212,13 +239,19 @@ impl Views {
                 return Err(Error::Later);
             }
             let what = format!("index of {}", view.shows);
-            return Err(Error::Unreadable { what, tried: "waiting for another thread that opens it".into() });
+            return Err(Error::Unreadable {
+                what,
+                tried: "waiting for another thread that opens it".into(),
+            });
         };
         if let Some(opened) = view.opened.read().as_ref() {
             return Ok(Arc::clone(opened));
         }
         let lazy = Lazy::new(view.number, view.index.clone(), Arc::clone(&self.memory));
-        let bytes = Bytes { lazy: &lazy, outside: &self.outside };
+        let bytes = Bytes {
+            lazy: &lazy,
+            outside: &self.outside,
+        };
         let index = Index::open(bytes).map_err(|error| view.error(error))?;
         let header = *index.header();
         let root = index.root().map_err(|error| view.error(error))?.nid;
@@ -236,8 +269,13 @@ impl Views {
         if self.memory.load(Ordering::Relaxed) <= limit {
             return;
         }
-        let mut open: Vec<Arc<View>> =
-            self.table.read().values().filter(|view| view.opened.read().is_some()).cloned().collect();
+        let mut open: Vec<Arc<View>> = self
+            .table
+            .read()
+            .values()
+            .filter(|view| view.opened.read().is_some())
+            .cloned()
+            .collect();
         open.sort_by_key(|view| view.used.load(Ordering::Relaxed));
         for view in open.iter().filter(|view| view.number != but) {
             if self.memory.load(Ordering::Relaxed) <= limit {
@@ -253,16 +291,26 @@ impl Views {
     pub(crate) fn forget(&self, number: u32, count: u64) {
         let Some(view) = self.get(number) else { return };
         let count = i64::try_from(count).unwrap_or(i64::MAX);
-        let left = view.lookups.fetch_sub(count, Ordering::Relaxed).saturating_sub(count);
+        let left = view
+            .lookups
+            .fetch_sub(count, Ordering::Relaxed)
+            .saturating_sub(count);
         if left <= 0 && !view.listed.load(Ordering::Relaxed) {
-            self.table.write().retain(|_, view| view.listed.load(Ordering::Relaxed) || view.is_held());
+            self.table
+                .write()
+                .retain(|_, view| view.listed.load(Ordering::Relaxed) || view.is_held());
         }
     }
 
     /// Numbers of views that the kernel holds nodes of, ascending.
     pub(crate) fn held(&self) -> Vec<u32> {
-        let mut held: Vec<u32> =
-            self.table.read().values().filter(|view| view.is_held()).map(|view| view.number).collect();
+        let mut held: Vec<u32> = self
+            .table
+            .read()
+            .values()
+            .filter(|view| view.is_held())
+            .map(|view| view.number)
+            .collect();
         held.sort_unstable();
         held
     }
@@ -276,7 +324,12 @@ impl Views {
 
     /// Number of open indexes and the memory that they take, in bytes.
     pub(crate) fn open_now(&self) -> (usize, u64) {
-        let open = self.table.read().values().filter(|view| view.opened.read().is_some()).count();
+        let open = self
+            .table
+            .read()
+            .values()
+            .filter(|view| view.opened.read().is_some())
+            .count();
         (open, self.memory.load(Ordering::Relaxed))
     }
 }

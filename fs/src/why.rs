@@ -122,7 +122,10 @@ impl Fs {
             let mut seen = 0;
             while at < len && seen < SEGMENTS_MAX {
                 let step = STEP.min(len - at);
-                for segment in index.segments(offset + at, step).map_err(|error| view.error(error))? {
+                for segment in index
+                    .segments(offset + at, step)
+                    .map_err(|error| view.error(error))?
+                {
                     seen += 1;
                     match segment.what {
                         What::Hole => why.hole_bytes += segment.len,
@@ -170,7 +173,9 @@ impl Fs {
             return Ok(());
         }
         let outside = self.outside();
-        let places = outside.catalogue.locate(packs, false, Budget::current().deadline)?;
+        let places = outside
+            .catalogue
+            .locate(packs, false, Budget::current().deadline)?;
         let mut donors: BTreeMap<u64, DonorShare> = BTreeMap::new();
         for extents in places {
             why.packs_missing += u64::from(extents.is_empty());

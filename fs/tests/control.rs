@@ -21,7 +21,13 @@ use support::{
 
 fn tiny(text: &str) -> Model {
     let mut model = Model::new(1 << 20);
-    model.file(Tree::ROOT, b"who", meta(0o644), text.as_bytes().to_vec(), false);
+    model.file(
+        Tree::ROOT,
+        b"who",
+        meta(0o644),
+        text.as_bytes().to_vec(),
+        false,
+    );
     model
 }
 
@@ -34,8 +40,10 @@ fn text(fs: &Fs, path: &str) -> String {
 
 fn names(fs: &Fs, path: &str) -> Vec<String> {
     let listed = list(fs, find(fs, path).unwrap().node, false, 2).unwrap();
-    let mut names: Vec<String> =
-        listed[2..].iter().map(|(name, _)| String::from_utf8(name.clone()).unwrap()).collect();
+    let mut names: Vec<String> = listed[2..]
+        .iter()
+        .map(|(name, _)| String::from_utf8(name.clone()).unwrap())
+        .collect();
     names.sort();
     names
 }
@@ -59,33 +67,73 @@ fn follow(fs: &Fs, path: &str) -> String {
 #[test]
 fn images_layers_and_files_stand_where_they_should() {
     let world = World::new();
-    let layers = vec![world.layer(&mut tiny("bottom"), 1, &[1]), world.layer(&mut tiny("top"), 2, &[1])];
-    let mut image = world.image(("docker.io", "library/app", "12"), &mut tiny("image"), 3, &[1]);
+    let layers = vec![
+        world.layer(&mut tiny("bottom"), 1, &[1]),
+        world.layer(&mut tiny("top"), 2, &[1]),
+    ];
+    let mut image = world.image(
+        ("docker.io", "library/app", "12"),
+        &mut tiny("image"),
+        3,
+        &[1],
+    );
     image.diff_ids = layers.iter().map(|layer| layer.diff_id).collect();
     let mut other_name = image.clone();
     other_name.tag = "latest".into();
     let manifest = image.manifest;
-    let mut erofs: Vec<String> =
-        layers.iter().map(|layer| layer.diff_id).chain([manifest]).map(|digest| format!("{}.erofs", digest.short())).collect();
+    let mut erofs: Vec<String> = layers
+        .iter()
+        .map(|layer| layer.diff_id)
+        .chain([manifest])
+        .map(|digest| format!("{}.erofs", digest.short()))
+        .collect();
     erofs.sort();
     world.show(vec![other_name, image], layers);
     let fs = world.fs(Config::default());
 
     assert_eq!(names(&fs, ""), [".status", "erofs", "images", "layers"]);
     assert_eq!(names(&fs, "images/docker.io/library/app"), ["12", "latest"]);
-    assert_eq!(names(&fs, "images/docker.io/library/app/12"), ["config.json", "layers", "manifest.json", "rootfs"]);
-    assert_eq!(names(&fs, "images/docker.io/library/app/12/layers"), ["0", "1"]);
+    assert_eq!(
+        names(&fs, "images/docker.io/library/app/12"),
+        ["config.json", "layers", "manifest.json", "rootfs"]
+    );
+    assert_eq!(
+        names(&fs, "images/docker.io/library/app/12/layers"),
+        ["0", "1"]
+    );
     assert_eq!(names(&fs, "erofs"), erofs);
     let dir = "images/docker.io/library/app";
     assert_eq!(text(&fs, &format!("{dir}/12/rootfs/who")), "image");
-    assert_eq!(text(&fs, &format!("{}/who", follow(&fs, &format!("{dir}/12/layers/0")))), "bottom");
-    assert_eq!(text(&fs, &format!("{}/who", follow(&fs, &format!("{dir}/latest/layers/1")))), "top");
-    assert_eq!(follow(&fs, &format!("{dir}/latest/rootfs")), format!("{dir}/12/rootfs"));
-    assert_eq!(text(&fs, &format!("{dir}/12/manifest.json")), "{\"manifest\":3}");
-    assert_eq!(text(&fs, &format!("{dir}/latest/config.json")), "{\"config\":3}");
+    assert_eq!(
+        text(
+            &fs,
+            &format!("{}/who", follow(&fs, &format!("{dir}/12/layers/0")))
+        ),
+        "bottom"
+    );
+    assert_eq!(
+        text(
+            &fs,
+            &format!("{}/who", follow(&fs, &format!("{dir}/latest/layers/1")))
+        ),
+        "top"
+    );
+    assert_eq!(
+        follow(&fs, &format!("{dir}/latest/rootfs")),
+        format!("{dir}/12/rootfs")
+    );
+    assert_eq!(
+        text(&fs, &format!("{dir}/12/manifest.json")),
+        "{\"manifest\":3}"
+    );
+    assert_eq!(
+        text(&fs, &format!("{dir}/latest/config.json")),
+        "{\"config\":3}"
+    );
     assert_eq!(fs.view_name(3), Some(manifest.short()));
 
-    let status: serde_json::Value = serde_json::from_str(&text(&fs, ".status/status.json")).unwrap();
+    let status: serde_json::Value =
+        serde_json::from_str(&text(&fs, ".status/status.json")).unwrap();
     assert_eq!(status["generation"], 1);
     let views: serde_json::Value = serde_json::from_str(&text(&fs, ".status/views.json")).unwrap();
     assert_eq!(views.as_array().unwrap().len(), 3);
@@ -94,9 +142,16 @@ fn images_layers_and_files_stand_where_they_should() {
     assert_eq!((root.node.raw(), root.nlink, root.perm), (1, 6, 0o555));
     // From a view's root, `..` leads back to the directory that shows it.
     let rootfs = find(&fs, &format!("{dir}/12/rootfs")).unwrap();
-    let up = fs.patiently(|fs| fs.lookup(rootfs.node, b"..")).unwrap().attr.unwrap();
+    let up = fs
+        .patiently(|fs| fs.lookup(rootfs.node, b".."))
+        .unwrap()
+        .attr
+        .unwrap();
     assert_eq!(up.node, find(&fs, &format!("{dir}/12")).unwrap().node);
-    let ttl = fs.patiently(|fs| fs.lookup(rootfs.node, b"who")).unwrap().entry_ttl;
+    let ttl = fs
+        .patiently(|fs| fs.lookup(rootfs.node, b"who"))
+        .unwrap()
+        .entry_ttl;
     assert!(ttl >= Duration::from_secs(3600));
 }
 
@@ -106,7 +161,12 @@ fn names_that_clash_or_cannot_be_paths_are_resolved() {
     let mut number = 0;
     let mut image = |registry: &str, repository: &str, tag: &str| {
         number += 1;
-        world.image((registry, repository, tag), &mut tiny(&format!("{repository}:{tag}")), number, &[1])
+        world.image(
+            (registry, repository, tag),
+            &mut tiny(&format!("{repository}:{tag}")),
+            number,
+            &[1],
+        )
     };
     let images = vec![
         image("r", "app", "web"),
@@ -127,13 +187,32 @@ fn names_that_clash_or_cannot_be_paths_are_resolved() {
     let fs = world.fs(Config::default());
     assert_eq!(names(&fs, "images"), ["r"]);
     assert_eq!(names(&fs, "images/r"), ["app", "by-digest", "layers:"]);
-    let both = ["1", "config.json", "layers", "manifest.json", "rootfs", "rootfs:"];
+    let both = [
+        "1",
+        "config.json",
+        "layers",
+        "manifest.json",
+        "rootfs",
+        "rootfs:",
+    ];
     assert_eq!(names(&fs, "images/r/app/web"), both);
     assert_eq!(text(&fs, "images/r/app/web/rootfs/who"), "app:web");
     assert_eq!(text(&fs, "images/r/app/web/1/rootfs/who"), "app/web:1");
-    assert_eq!(text(&fs, "images/r/app/web/rootfs:/rootfs/who"), "app/web:rootfs");
-    assert_eq!(text(&fs, "images/r/layers:/config.json:/manifest.json:/rootfs/who"), "layers/config.json:manifest.json");
-    assert_eq!(text(&fs, "images/r/by-digest/sha256:0123/rootfs/who"), "by-digest:sha256:0123");
+    assert_eq!(
+        text(&fs, "images/r/app/web/rootfs:/rootfs/who"),
+        "app/web:rootfs"
+    );
+    assert_eq!(
+        text(
+            &fs,
+            "images/r/layers:/config.json:/manifest.json:/rootfs/who"
+        ),
+        "layers/config.json:manifest.json"
+    );
+    assert_eq!(
+        text(&fs, "images/r/by-digest/sha256:0123/rootfs/who"),
+        "by-digest:sha256:0123"
+    );
 }
 
 #[test]
@@ -145,7 +224,12 @@ fn a_change_shows_at_once_and_tells_the_kernel_what_to_drop() {
     world.show(vec![one.clone()], vec![layer.clone()]);
     let fs = world.fs(Config::default());
     let node = |path: &str| find(&fs, path).unwrap().node;
-    let (app, tag, layers, images) = (node("images/r/app"), node("images/r/app/1"), node("layers"), node("images"));
+    let (app, tag, layers, images) = (
+        node("images/r/app"),
+        node("images/r/app/1"),
+        node("layers"),
+        node("images"),
+    );
     let config = node("images/r/app/1/config.json");
     let layers_time = find(&fs, "layers").unwrap().mtime;
     assert!(fs.snapshot_changed().is_empty(), "nothing changed yet");
@@ -156,10 +240,25 @@ fn a_change_shows_at_once_and_tells_the_kernel_what_to_drop() {
     let other = world.image(("r", "app", "2"), &mut tiny("three"), 3, &[1]);
     world.show(vec![moved.clone(), other], vec![layer]);
     let changes = fs.snapshot_changed();
-    assert!(changes.entries.contains(&(tag, "rootfs".into())), "{changes:?}");
-    assert!(changes.nodes.contains(&app) && changes.nodes.contains(&config), "{changes:?}");
-    assert!(!changes.nodes.contains(&layers) && !changes.nodes.contains(&images), "{changes:?}");
-    assert!(!changes.entries.iter().any(|(dir, _)| *dir == layers || *dir == app), "{changes:?}");
+    assert!(
+        changes.entries.contains(&(tag, "rootfs".into())),
+        "{changes:?}"
+    );
+    assert!(
+        changes.nodes.contains(&app) && changes.nodes.contains(&config),
+        "{changes:?}"
+    );
+    assert!(
+        !changes.nodes.contains(&layers) && !changes.nodes.contains(&images),
+        "{changes:?}"
+    );
+    assert!(
+        !changes
+            .entries
+            .iter()
+            .any(|(dir, _)| *dir == layers || *dir == app),
+        "{changes:?}"
+    );
     assert_eq!(text(&fs, "images/r/app/1/rootfs/who"), "two");
     assert_eq!(node("images/r/app/1"), tag, "numbers come from paths");
     assert_eq!(find(&fs, "layers").unwrap().mtime, layers_time);
@@ -168,8 +267,14 @@ fn a_change_shows_at_once_and_tells_the_kernel_what_to_drop() {
     // All of it goes.
     world.show(vec![], vec![]);
     let changes = fs.snapshot_changed();
-    assert!(changes.entries.contains(&(layers, layer_name)), "{changes:?}");
-    assert!(changes.entries.contains(&(images, "r".into())), "{changes:?}");
+    assert!(
+        changes.entries.contains(&(layers, layer_name)),
+        "{changes:?}"
+    );
+    assert!(
+        changes.entries.contains(&(images, "r".into())),
+        "{changes:?}"
+    );
     assert!(matches!(find(&fs, "images/r"), Err(Error::NotFound)));
     assert!(matches!(fs.getattr(app), Err(Error::Stale(_))));
     assert!(fs.snapshot_changed().is_empty());
@@ -180,7 +285,12 @@ fn changes_made_while_nobody_asked_are_not_lost() {
     let world = World::new();
     let fs = world.fs(Config::default());
     for number in 1..4 {
-        let image = world.image(("r", &format!("app{number}"), "1"), &mut tiny("x"), number, &[1]);
+        let image = world.image(
+            ("r", &format!("app{number}"), "1"),
+            &mut tiny("x"),
+            number,
+            &[1],
+        );
         world.show(vec![image], vec![]);
         // An operation takes the snapshot over before anybody calls.
         let name = format!("images/r/app{number}/1/rootfs/who");
@@ -203,18 +313,34 @@ fn a_view_that_is_held_outlives_its_entry() {
     world.show(vec![], vec![layer, unheld]);
     let fs = world.fs(Config::default());
     let root = find(&fs, &path).unwrap().node;
-    let who = fs.patiently(|fs| fs.lookup(root, b"who")).unwrap().attr.unwrap().node;
+    let who = fs
+        .patiently(|fs| fs.lookup(root, b"who"))
+        .unwrap()
+        .attr
+        .unwrap()
+        .node;
     assert_eq!(fs.held(), [4]);
     world.show(vec![], vec![]);
     fs.snapshot_changed();
     assert_eq!(fs.held(), [4]);
-    assert_eq!(&*fs.patiently(|fs| fs.read(who, 0, 100)).unwrap(), b"still here");
-    assert!(fs.patiently(|fs| fs.lookup(root, b"none")).unwrap().attr.is_none());
+    assert_eq!(
+        &*fs.patiently(|fs| fs.read(who, 0, 100)).unwrap(),
+        b"still here"
+    );
+    assert!(
+        fs.patiently(|fs| fs.lookup(root, b"none"))
+            .unwrap()
+            .attr
+            .is_none()
+    );
     assert!(matches!(find(&fs, &path), Err(Error::NotFound)));
     fs.forget(who, 1);
     fs.forget(root, 1);
     assert_eq!(fs.held(), [] as [u32; 0]);
-    assert!(matches!(fs.patiently(|fs| fs.getattr(who)), Err(Error::Stale(_))));
+    assert!(matches!(
+        fs.patiently(|fs| fs.getattr(who)),
+        Err(Error::Stale(_))
+    ));
 
     // Listing with attributes gives nodes too, without `.` and `..`; the EROFS file is its view's.
     let again = world.layer(&mut tiny("again"), 6, &[1]);
@@ -245,8 +371,13 @@ fn a_document_that_is_not_what_its_digest_says_is_not_shown() {
     world.corrupt_document(&manifest);
     world.show(vec![image, missing], vec![]);
     let fs = world.fs(Config::default());
-    assert!(matches!(find(&fs, "images/r/app/1/manifest.json"), Err(Error::WrongDocument(d)) if d == manifest));
-    assert!(matches!(find(&fs, "images/r/app/2/config.json"), Err(Error::Document { .. })));
+    assert!(
+        matches!(find(&fs, "images/r/app/1/manifest.json"), Err(Error::WrongDocument(d)) if d == manifest)
+    );
+    assert!(matches!(
+        find(&fs, "images/r/app/2/config.json"),
+        Err(Error::Document { .. })
+    ));
     assert_eq!(text(&fs, "images/r/app/1/config.json"), "{\"config\":1}");
     // The listing around it stands.
     let dir = find(&fs, "images/r/app/1").unwrap().node;
@@ -256,12 +387,24 @@ fn a_document_that_is_not_what_its_digest_says_is_not_shown() {
 #[test]
 fn indexes_of_idle_views_are_given_up_and_opened_again() {
     let world = World::new();
-    let mut models: Vec<Model> = (0..8).map(|_| support::model::sample(ViewKind::Layer, 400)).collect();
-    let layers: Vec<_> =
-        models.iter_mut().zip(1..).map(|(model, number)| world.layer(model, number, &[1])).collect();
-    let paths: Vec<String> = layers.iter().map(|layer| format!("layers/{}/large", layer.diff_id.short())).collect();
+    let mut models: Vec<Model> = (0..8)
+        .map(|_| support::model::sample(ViewKind::Layer, 400))
+        .collect();
+    let layers: Vec<_> = models
+        .iter_mut()
+        .zip(1..)
+        .map(|(model, number)| world.layer(model, number, &[1]))
+        .collect();
+    let paths: Vec<String> = layers
+        .iter()
+        .map(|layer| format!("layers/{}/large", layer.diff_id.short()))
+        .collect();
     world.show(vec![], layers);
-    let fs = world.fs(Config { index_cache_bytes: 200_000, prefetch_indexes: false, ..Config::default() });
+    let fs = world.fs(Config {
+        index_cache_bytes: 200_000,
+        prefetch_indexes: false,
+        ..Config::default()
+    });
     for _ in 0..2 {
         for path in &paths {
             let dir = find(&fs, path).unwrap().node;

@@ -10,11 +10,7 @@ use std::{
 };
 
 use harbour_fs::{Attr, Config, Error, Fs, source::IndexRef};
-use harbour_image::{
-    index::ViewKind,
-    object::PackId,
-    tree::Tree,
-};
+use harbour_image::{index::ViewKind, object::PackId, tree::Tree};
 use support::{
     model::{Model, meta, noise, sample},
     walk::{compare, find},
@@ -47,22 +43,40 @@ impl One {
         let file = find(&fs, &path).unwrap();
         // Everything of the index is in memory from here on.
         let _ = fs.patiently(|fs| fs.read(file.node, 0, 1)).unwrap();
-        Self { world, fs, file, content, packs: model.pack_ids(), index }
+        Self {
+            world,
+            fs,
+            file,
+            content,
+            packs: model.pack_ids(),
+            index,
+        }
     }
 
     fn read(&self, offset: usize, len: usize) -> Result<(), Error> {
-        let data = self.fs.patiently(|fs| fs.read(self.file.node, offset as u64, len))?;
-        assert!(*data == self.content[offset..LEN.min(offset + len)], "{len} bytes at {offset}");
+        let data = self
+            .fs
+            .patiently(|fs| fs.read(self.file.node, offset as u64, len))?;
+        assert!(
+            *data == self.content[offset..LEN.min(offset + len)],
+            "{len} bytes at {offset}"
+        );
         Ok(())
     }
 
     fn quick(&self) -> Result<(), Error> {
-        self.fs.quickly(|fs| fs.read(self.file.node, 0, LEN)).map(drop)
+        self.fs
+            .quickly(|fs| fs.read(self.file.node, 0, LEN))
+            .map(drop)
     }
 }
 
 fn config() -> Config {
-    Config { deadline: Duration::from_secs(4), edge_cache_bytes: 0, ..Config::default() }
+    Config {
+        deadline: Duration::from_secs(4),
+        edge_cache_bytes: 0,
+        ..Config::default()
+    }
 }
 
 #[test]
@@ -75,7 +89,11 @@ fn a_donor_with_wrong_bytes_is_passed_over_and_nothing_wrong_gets_out() {
         one.read(12_345, 100_000).unwrap();
         assert!(one.fs.stats().wrong > 0);
         assert_eq!(one.world.refills(), []);
-        assert_eq!(one.world.lost(), [], "a replica that another stood in for is not reported yet");
+        assert_eq!(
+            one.world.lost(),
+            [],
+            "a replica that another stood in for is not reported yet"
+        );
     }
 }
 
@@ -84,12 +102,18 @@ fn wrong_bytes_everywhere_are_a_refill_and_the_replicas_are_reported() {
     let one = One::new(&[1, 2], config());
     one.world.fault(1, Some(Fault::Flip));
     one.world.fault(2, Some(Fault::Flip));
-    assert!(matches!(one.quick(), Err(Error::Later)), "not something for a quick thread");
+    assert!(
+        matches!(one.quick(), Err(Error::Later)),
+        "not something for a quick thread"
+    );
     one.read(0, LEN).unwrap();
     assert_eq!(one.world.refills().len(), 3);
     let lost = one.world.lost();
     assert_eq!(lost.len(), 6);
-    assert!(lost.iter().all(|(.., why)| why == "wrong bytes"), "{lost:?}");
+    assert!(
+        lost.iter().all(|(.., why)| why == "wrong bytes"),
+        "{lost:?}"
+    );
 }
 
 #[test]
@@ -99,7 +123,15 @@ fn a_dead_donor_and_no_source_are_eio_with_all_that_was_tried() {
     one.world.refuse_refills(true);
     let error = one.read(0, 4096).unwrap_err();
     let text = error.to_string();
-    for part in ["layer sha256:", "nid", "4096 bytes at 0", "donor 1 (local)", "cannot be reached", "refill", "the source"] {
+    for part in [
+        "layer sha256:",
+        "nid",
+        "4096 bytes at 0",
+        "donor 1 (local)",
+        "cannot be reached",
+        "refill",
+        "the source",
+    ] {
         assert!(text.contains(part), "{part:?} is not in {text:?}");
     }
     assert_eq!(harbour_fs::errno::errno(&error), nix::errno::Errno::EIO);
@@ -112,7 +144,10 @@ fn packs_that_moved_are_found_again() {
     let one = One::new(&[1], config());
     one.world.freeze_places();
     one.world.move_all(3);
-    assert!(matches!(one.quick(), Err(Error::Later)), "places must be asked for anew");
+    assert!(
+        matches!(one.quick(), Err(Error::Later)),
+        "places must be asked for anew"
+    );
     one.read(0, LEN).unwrap();
     one.quick().unwrap();
     assert_eq!(one.world.refills(), []);
@@ -127,7 +162,11 @@ fn freed_places_are_dropped() {
     one.fs.freed(&one.packs);
     let wrong = one.fs.stats().wrong;
     one.quick().unwrap();
-    assert_eq!(one.fs.stats().wrong, wrong, "the old place was not looked at");
+    assert_eq!(
+        one.fs.stats().wrong,
+        wrong,
+        "the old place was not looked at"
+    );
     one.world.move_all(4);
     one.fs.forget_locations();
     one.quick().unwrap();
@@ -149,15 +188,29 @@ fn lost_packs_come_back_by_refill_whatever_part_is_read() {
 
 #[test]
 fn a_donor_that_hangs_costs_the_deadline_at_most() {
-    let one = One::new(&[1], Config { deadline: Duration::from_millis(600), ..config() });
+    let one = One::new(
+        &[1],
+        Config {
+            deadline: Duration::from_millis(600),
+            ..config()
+        },
+    );
     one.world.fault(1, Some(Fault::Hang));
     one.world.refuse_refills(true);
     let start = Instant::now();
     assert!(one.read(0, LEN).is_err());
-    assert!(start.elapsed() < Duration::from_secs(3), "{:?}", start.elapsed());
+    assert!(
+        start.elapsed() < Duration::from_secs(3),
+        "{:?}",
+        start.elapsed()
+    );
     let start = Instant::now();
     assert!(matches!(one.quick(), Err(Error::Later)));
-    assert!(start.elapsed() < Duration::from_secs(1), "{:?}", start.elapsed());
+    assert!(
+        start.elapsed() < Duration::from_secs(1),
+        "{:?}",
+        start.elapsed()
+    );
 }
 
 #[test]
@@ -188,9 +241,15 @@ fn an_index_comes_from_disk_when_the_pool_has_it_wrong_or_not_at_all() {
         let world = World::new();
         let mut model = sample(ViewKind::Layer, 500);
         let layer = world.layer(&mut model, 1, &[1]);
-        let (path, packs) = (format!("layers/{}", layer.diff_id.short()), layer.index.packs.clone());
+        let (path, packs) = (
+            format!("layers/{}", layer.diff_id.short()),
+            layer.index.packs.clone(),
+        );
         world.show(vec![], vec![layer]);
-        let fs = world.fs(Config { prefetch_indexes: false, ..config() });
+        let fs = world.fs(Config {
+            prefetch_indexes: false,
+            ..config()
+        });
         world.fault(1, Some(fault));
         let root = find(&fs, &path).unwrap();
         let names = support::walk::list(&fs, root.node, true, 1000).unwrap();
@@ -200,12 +259,18 @@ fn an_index_comes_from_disk_when_the_pool_has_it_wrong_or_not_at_all() {
         compare(&fs, root.node, &model, true);
 
         // And with neither pool nor disk: an error that says so, and another try later.
-        let fs = world.fs(Config { prefetch_indexes: false, ..config() });
+        let fs = world.fs(Config {
+            prefetch_indexes: false,
+            ..config()
+        });
         world.fault(1, Some(fault));
         world.metad_down(true);
         world.refuse_refills(true);
         let error = find(&fs, &path).unwrap_err();
-        let text = format!("{error}: {:?}", std::error::Error::source(&error).map(ToString::to_string));
+        let text = format!(
+            "{error}: {:?}",
+            std::error::Error::source(&error).map(ToString::to_string)
+        );
         assert!(text.contains("index of layer sha256:"), "{text}");
         world.metad_down(false);
         world.lose(&packs);
@@ -242,12 +307,23 @@ fn uses_are_told_in_the_end() {
     let (world, packs, index) = (Arc::clone(&one.world), one.packs.clone(), one.index.clone());
     drop(one);
     let used = world.used();
-    assert!(packs.iter().chain(&index.packs).all(|pack| used.contains(pack)));
+    assert!(
+        packs
+            .iter()
+            .chain(&index.packs)
+            .all(|pack| used.contains(pack))
+    );
 }
 
 #[test]
 fn checking_can_be_left_out_for_a_measurement_only() {
-    let one = One::new(&[1], Config { verify: false, ..config() });
+    let one = One::new(
+        &[1],
+        Config {
+            verify: false,
+            ..config()
+        },
+    );
     let before = one.world.bytes.load(Ordering::Relaxed);
     one.read(0, LEN).unwrap();
     assert_eq!(one.world.bytes.load(Ordering::Relaxed) - before, LEN as u64);

@@ -28,13 +28,20 @@ fn every_operation_on_a_tree_with_one_of_everything() {
     let mut layer_model = sample(ViewKind::Layer, 3000);
     let mut image_model = sample(ViewKind::Image, 10);
     let layer = world.layer(&mut layer_model, 1, &[1]);
-    let mut image = world.image(("registry:5000", "some/app", "v1"), &mut image_model, 2, &[1]);
+    let mut image = world.image(
+        ("registry:5000", "some/app", "v1"),
+        &mut image_model,
+        2,
+        &[1],
+    );
     image.diff_ids = vec![layer.diff_id];
     let name = format!("layers/{}", layer.diff_id.short());
     world.show(vec![image], vec![layer]);
     let fs = world.fs(Config::default());
     compare(&fs, find(&fs, &name).unwrap().node, &layer_model, true);
-    let root = find(&fs, "images/registry:5000/some/app/v1/rootfs").unwrap().node;
+    let root = find(&fs, "images/registry:5000/some/app/v1/rootfs")
+        .unwrap()
+        .node;
     compare(&fs, root, &image_model, false);
     assert_eq!(fs.stats().wrong, 0);
     assert_eq!(fs.stats().failed, 0);
@@ -69,11 +76,26 @@ fn the_erofs_file_is_metadata_and_content_at_their_offsets() {
             whole[at as usize..][..content.len()].copy_from_slice(content);
         }
     }
-    for (offset, len) in [(0, whole.len()), (meta_len - 100, 5000), (0, 4096), (meta_len, 1 << 20), (meta_len + 12_288, 65_536)] {
-        let data = fs.patiently(|fs| fs.read(file.node, offset as u64, len)).unwrap();
-        assert!(*data == whole[offset..whole.len().min(offset + len)], "{len} bytes at {offset}");
+    for (offset, len) in [
+        (0, whole.len()),
+        (meta_len - 100, 5000),
+        (0, 4096),
+        (meta_len, 1 << 20),
+        (meta_len + 12_288, 65_536),
+    ] {
+        let data = fs
+            .patiently(|fs| fs.read(file.node, offset as u64, len))
+            .unwrap();
+        assert!(
+            *data == whole[offset..whole.len().min(offset + len)],
+            "{len} bytes at {offset}"
+        );
     }
-    assert!(fs.patiently(|fs| fs.read(file.node, file.size, 10)).unwrap().is_empty());
+    assert!(
+        fs.patiently(|fs| fs.read(file.node, file.size, 10))
+            .unwrap()
+            .is_empty()
+    );
     assert!(matches!(fs.lookup(file.node, b"x"), Err(Error::NotDir(_))));
 }
 
@@ -87,25 +109,56 @@ fn wrong_kinds_and_unknown_nodes_have_their_errors() {
     let fs = world.fs(Config::default());
     let at = |path: &str| find(&fs, &format!("{root}/{path}")).unwrap().node;
     let (file, dir, link) = (at("usr/bin/f1"), at("usr"), at("link"));
-    assert!(matches!(fs.patiently(|fs| fs.read(dir, 0, 1)), Err(Error::IsDir(_))));
-    assert!(matches!(fs.patiently(|fs| fs.read(link, 0, 1)), Err(Error::WrongType(_))));
-    assert!(matches!(fs.patiently(|fs| fs.readlink(file)), Err(Error::WrongType(_))));
+    assert!(matches!(
+        fs.patiently(|fs| fs.read(dir, 0, 1)),
+        Err(Error::IsDir(_))
+    ));
+    assert!(matches!(
+        fs.patiently(|fs| fs.read(link, 0, 1)),
+        Err(Error::WrongType(_))
+    ));
+    assert!(matches!(
+        fs.patiently(|fs| fs.readlink(file)),
+        Err(Error::WrongType(_))
+    ));
     assert!(matches!(list(&fs, file, false, 1), Err(Error::NotDir(_))));
-    assert!(matches!(fs.patiently(|fs| fs.lookup(file, b"x")), Err(Error::NotDir(_))));
-    assert!(matches!(fs.lookup(dir, &[b'x'; 256]), Err(Error::NameTooLong(256))));
-    assert!(matches!(fs.patiently(|fs| fs.getxattr(file, b"user.none", 0)), Err(Error::NoAttribute)));
-    assert!(matches!(fs.access(file, harbour_fs::ops::Access { write: true }), Err(Error::ReadOnly)));
-    fs.access(at("null"), harbour_fs::ops::Access { write: true }).unwrap();
+    assert!(matches!(
+        fs.patiently(|fs| fs.lookup(file, b"x")),
+        Err(Error::NotDir(_))
+    ));
+    assert!(matches!(
+        fs.lookup(dir, &[b'x'; 256]),
+        Err(Error::NameTooLong(256))
+    ));
+    assert!(matches!(
+        fs.patiently(|fs| fs.getxattr(file, b"user.none", 0)),
+        Err(Error::NoAttribute)
+    ));
+    assert!(matches!(
+        fs.access(file, harbour_fs::ops::Access { write: true }),
+        Err(Error::ReadOnly)
+    ));
+    fs.access(at("null"), harbour_fs::ops::Access { write: true })
+        .unwrap();
     assert!(matches!(fs.open(true), Err(Error::ReadOnly)));
     assert!(matches!(fs.refuse_change::<()>(), Err(Error::ReadOnly)));
     let gone = Node::in_view(99, 36).unwrap();
-    assert!(matches!(fs.patiently(|fs| fs.getattr(gone)), Err(Error::Stale(_))));
-    assert!(matches!(fs.patiently(|fs| fs.getattr(Node::erofs(99))), Err(Error::Stale(_))));
+    assert!(matches!(
+        fs.patiently(|fs| fs.getattr(gone)),
+        Err(Error::Stale(_))
+    ));
+    assert!(matches!(
+        fs.patiently(|fs| fs.getattr(Node::erofs(99))),
+        Err(Error::Stale(_))
+    ));
     for nid in [0, 1, 1 << 30, (1 << 40) - 1] {
         // A number that no directory names: an error or some node, never a panic.
         let _ = fs.patiently(|fs| fs.getattr(Node::in_view(1, nid).unwrap()));
     }
-    assert!(matches!(fs.getattr(Node::from_raw(12345)), Err(Error::Stale(_))));
+    assert!(matches!(
+        fs.getattr(Node::from_raw(12345)),
+        Err(Error::Stale(_))
+    ));
 }
 
 #[test]
@@ -115,7 +168,10 @@ fn holes_are_found_by_seeking_and_cost_no_read() {
     let layer = world.layer(&mut model, 1, &[1]);
     let root = format!("layers/{}", layer.diff_id.short());
     world.show(vec![], vec![layer]);
-    let fs = world.fs(Config { prefetch_indexes: false, ..Config::default() });
+    let fs = world.fs(Config {
+        prefetch_indexes: false,
+        ..Config::default()
+    });
     let sparse = find(&fs, &format!("{root}/sparse")).unwrap().node;
     let seek = |offset, seek| fs.patiently(|fs| fs.lseek(sparse, offset, seek));
     assert_eq!(seek(0, Seek::Data).unwrap(), 0);
@@ -130,7 +186,10 @@ fn holes_are_found_by_seeking_and_cost_no_read() {
     let data = fs.patiently(|fs| fs.read(hole, 0, 1 << 20)).unwrap();
     assert!(data.iter().all(|byte| *byte == 0) && data.len() == 1 << 20);
     assert_eq!(fs.stats().granules_verified, before);
-    assert!(matches!(fs.patiently(|fs| fs.lseek(hole, 0, Seek::Data)), Err(Error::NoData)));
+    assert!(matches!(
+        fs.patiently(|fs| fs.lseek(hole, 0, Seek::Data)),
+        Err(Error::NoData)
+    ));
 }
 
 #[test]
@@ -159,17 +218,36 @@ fn a_large_read_over_small_files_is_one_batch() {
     let world = World::new();
     let mut model = Model::new(4 << 20);
     for seed in 1..200 {
-        model.file(Tree::ROOT, format!("{seed:03}").as_bytes(), meta(0o644), noise(seed, 100 + seed as usize * 97), false);
+        model.file(
+            Tree::ROOT,
+            format!("{seed:03}").as_bytes(),
+            meta(0o644),
+            noise(seed, 100 + seed as usize * 97),
+            false,
+        );
     }
     let layer = world.layer(&mut model, 1, &[100]);
     let name = layer.diff_id.short();
     world.show(vec![], vec![layer]);
-    let fs = world.fs(Config { prefetch_indexes: false, ..Config::default() });
+    let fs = world.fs(Config {
+        prefetch_indexes: false,
+        ..Config::default()
+    });
     let file = find(&fs, &format!("erofs/{name}.erofs")).unwrap();
-    let read = |offset| drop(fs.patiently(|fs| fs.read(file.node, offset, 1 << 20)).unwrap());
+    let read = |offset| {
+        drop(
+            fs.patiently(|fs| fs.read(file.node, offset, 1 << 20))
+                .unwrap(),
+        )
+    };
     // Once for the index.
     read(file.size - (1 << 20));
-    let counts = || (world.batches.load(Ordering::Relaxed), world.bytes.load(Ordering::Relaxed));
+    let counts = || {
+        (
+            world.batches.load(Ordering::Relaxed),
+            world.bytes.load(Ordering::Relaxed),
+        )
+    };
     let before = counts();
     read(file.size - (1 << 20));
     let after = counts();
@@ -178,12 +256,30 @@ fn a_large_read_over_small_files_is_one_batch() {
 
     let first = find(&fs, &format!("layers/{name}/001")).unwrap();
     let why = fs.patiently(|fs| fs.why(first.node)).unwrap();
-    assert_eq!((why.objects, why.packs, why.packs_missing, why.view, why.size), (1, 1, 0, 1, 197));
-    assert_eq!((why.donors[0].donor, why.donors[0].transport.as_str()), (100, "far"));
-    let by_path = fs.patiently(|fs| fs.why_path(format!("/layers/{name}/001").as_ref())).unwrap();
+    assert_eq!(
+        (
+            why.objects,
+            why.packs,
+            why.packs_missing,
+            why.view,
+            why.size
+        ),
+        (1, 1, 0, 1, 197)
+    );
+    assert_eq!(
+        (why.donors[0].donor, why.donors[0].transport.as_str()),
+        (100, "far")
+    );
+    let by_path = fs
+        .patiently(|fs| fs.why_path(format!("/layers/{name}/001").as_ref()))
+        .unwrap();
     assert_eq!(by_path.nid, why.nid);
-    let by_name = fs.patiently(|fs| fs.getxattr(first.node, b"user.harbour.why", 65536)).unwrap();
-    let XattrReply::Value(json) = by_name else { panic!("no value") };
+    let by_name = fs
+        .patiently(|fs| fs.getxattr(first.node, b"user.harbour.why", 65536))
+        .unwrap();
+    let XattrReply::Value(json) = by_name else {
+        panic!("no value")
+    };
     let json: serde_json::Value = serde_json::from_slice(&json).unwrap();
     assert_eq!(json["packs"], 1);
 }
@@ -201,7 +297,13 @@ enum Step {
 }
 
 fn step() -> impl Strategy<Value = Step> {
-    let len = prop_oneof![0usize..100, 4000usize..4200, 16_000usize..17_000, 0usize..200_000, 1_000_000usize..1_100_000];
+    let len = prop_oneof![
+        0usize..100,
+        4000usize..4200,
+        16_000usize..17_000,
+        0usize..200_000,
+        1_000_000usize..1_100_000
+    ];
     prop_oneof![
         3 => any::<bool>().prop_map(|opaque| Step::Dir { opaque }),
         5 => (1u64.., len, any::<bool>()).prop_map(|(seed, len, sparse)| Step::File { seed, len, sparse }),
@@ -219,14 +321,29 @@ fn any_meta() -> impl Strategy<Value = Meta> {
         prop::collection::vec(any::<u8>(), 0..100).prop_map(Vec::into_boxed_slice),
         0..3,
     );
-    (0u16..0o10000, any::<u32>(), any::<u32>(), -(1i64 << 40)..1 << 40, 0u32..1_000_000_000, xattrs).prop_map(
-        |(mode, uid, gid, secs, nanos, xattrs)| Meta { mode, uid, gid, mtime: Time { secs, nanos }, xattrs },
+    (
+        0u16..0o10000,
+        any::<u32>(),
+        any::<u32>(),
+        -(1i64 << 40)..1 << 40,
+        0u32..1_000_000_000,
+        xattrs,
     )
+        .prop_map(|(mode, uid, gid, secs, nanos, xattrs)| Meta {
+            mode,
+            uid,
+            gid,
+            mtime: Time { secs, nanos },
+            xattrs,
+        })
 }
 
 fn name() -> impl Strategy<Value = Vec<u8>> {
-    prop::collection::vec(any::<u8>().prop_filter("no NUL, no slash", |byte| !matches!(byte, 0 | b'/')), 1..40)
-        .prop_filter("not a dot", |name| name != b"." && name != b"..")
+    prop::collection::vec(
+        any::<u8>().prop_filter("no NUL, no slash", |byte| !matches!(byte, 0 | b'/')),
+        1..40,
+    )
+    .prop_filter("not a dot", |name| name != b"." && name != b"..")
 }
 
 proptest! {

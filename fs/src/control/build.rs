@@ -57,7 +57,9 @@ impl Control {
         }
         for path in plan.paths() {
             numbers.entry(path.as_str().into()).or_insert_with(|| {
-                let number = (0..).map(|attempt| control_number(&path, attempt)).find(|number| taken.insert(*number));
+                let number = (0..)
+                    .map(|attempt| control_number(&path, attempt))
+                    .find(|number| taken.insert(*number));
                 number.unwrap_or(0)
             });
         }
@@ -72,11 +74,20 @@ impl Control {
             }
             nodes.insert(number, Arc::new(node));
         });
-        Self { generation: snapshot.generation, nodes, numbers, names, homes }
+        Self {
+            generation: snapshot.generation,
+            nodes,
+            numbers,
+            names,
+            homes,
+        }
     }
 
     fn keep_time(&self, number: u64, mut node: ControlNode, now: Time) -> ControlNode {
-        let before = self.nodes.get(&number).filter(|before| before.kind == node.kind);
+        let before = self
+            .nodes
+            .get(&number)
+            .filter(|before| before.kind == node.kind);
         node.mtime = before.map_or(now, |before| before.mtime);
         node
     }
@@ -108,12 +119,16 @@ impl Plan {
             }
         }
         let mut images: Vec<&ImageEntry> = snapshot.images.iter().collect();
-        images.sort_by(|a, b| (&a.registry, &a.repository, &a.tag).cmp(&(&b.registry, &b.repository, &b.tag)));
+        images.sort_by(|a, b| {
+            (&a.registry, &a.repository, &a.tag).cmp(&(&b.registry, &b.repository, &b.tag))
+        });
         let mut first: HashMap<u32, String> = HashMap::new();
         for image in images {
             let Some(path) = image_path(image) else {
                 tracing::warn!(
-                    registry = image.registry, repository = image.repository, tag = image.tag,
+                    registry = image.registry,
+                    repository = image.repository,
+                    tag = image.tag,
                     "an image whose name makes no path is not shown"
                 );
                 continue;
@@ -148,8 +163,14 @@ impl Plan {
         self.dir(&layers);
         for (number, diff_id) in image.diff_ids.iter().enumerate() {
             let short = diff_id.short();
-            let name = layer_names.get(diff_id).map_or(short.as_str(), |name| name.as_str());
-            self.put(&layers, &number.to_string(), Leaf::Symlink(format!("{}layers/{name}", up(depth + 1))));
+            let name = layer_names
+                .get(diff_id)
+                .map_or(short.as_str(), |name| name.as_str());
+            self.put(
+                &layers,
+                &number.to_string(),
+                Leaf::Symlink(format!("{}layers/{name}", up(depth + 1))),
+            );
         }
     }
 
@@ -167,7 +188,10 @@ impl Plan {
     }
 
     fn put(&mut self, dir: &str, name: &str, leaf: Leaf) {
-        self.dirs.entry(dir.to_owned()).or_default().insert(name.to_owned(), leaf);
+        self.dirs
+            .entry(dir.to_owned())
+            .or_default()
+            .insert(name.to_owned(), leaf);
     }
 
     /// Paths of all nodes that are ours.
@@ -196,17 +220,37 @@ impl Plan {
                     Leaf::Erofs(view) => (Target::Erofs(view), None),
                     Leaf::Dir => (Target::Control(child), None),
                     Leaf::Symlink(target) => (Target::Control(child), Some(Kind::Symlink(target))),
-                    Leaf::Document(digest) => (Target::Control(child), Some(Kind::Document(digest))),
+                    Leaf::Document(digest) => {
+                        (Target::Control(child), Some(Kind::Document(digest)))
+                    }
                     Leaf::Status(page) => (Target::Control(child), Some(Kind::Status(page))),
                 };
                 if let Some(kind) = kind {
-                    give(child, ControlNode { parent: this, kind, mtime: Time::default() });
+                    give(
+                        child,
+                        ControlNode {
+                            parent: this,
+                            kind,
+                            mtime: Time::default(),
+                        },
+                    );
                 }
-                children.push(Child { cookie: cookie(name.as_bytes()), name: name.into(), target });
+                children.push(Child {
+                    cookie: cookie(name.as_bytes()),
+                    name: name.into(),
+                    target,
+                });
             }
             sort_by_cookie(&mut children);
             let kind = Kind::Dir(children);
-            give(this, ControlNode { parent, kind, mtime: Time::default() });
+            give(
+                this,
+                ControlNode {
+                    parent,
+                    kind,
+                    mtime: Time::default(),
+                },
+            );
         }
     }
 }
@@ -223,23 +267,35 @@ fn sort_by_cookie(children: &mut [Child]) {
 }
 
 fn join(dir: &str, name: &str) -> String {
-    if dir.is_empty() { name.to_owned() } else { format!("{dir}/{name}") }
+    if dir.is_empty() {
+        name.to_owned()
+    } else {
+        format!("{dir}/{name}")
+    }
 }
 
 /// The directory of an image, or `None` when its name cannot be one.
 fn image_path(image: &ImageEntry) -> Option<String> {
     let usable = |name: &str| {
-        !name.is_empty() && name.len() < NAME_MAX && !matches!(name, "." | "..") && !name.contains(['/', '\0'])
+        !name.is_empty()
+            && name.len() < NAME_MAX
+            && !matches!(name, "." | "..")
+            && !name.contains(['/', '\0'])
     };
     let own = |name: &str| {
         let colon = if OWN.contains(&name) { ":" } else { "" };
         format!("{name}{colon}")
     };
     let components: Vec<&str> = image.repository.split('/').collect();
-    let all_usable = usable(&image.registry) && usable(&image.tag) && components.iter().all(|name| usable(name));
+    let all_usable =
+        usable(&image.registry) && usable(&image.tag) && components.iter().all(|name| usable(name));
     if !all_usable || components.len() > COMPONENTS_MAX {
         return None;
     }
-    let below: Vec<String> = components.into_iter().chain([image.tag.as_str()]).map(own).collect();
+    let below: Vec<String> = components
+        .into_iter()
+        .chain([image.tag.as_str()])
+        .map(own)
+        .collect();
     Some(format!("images/{}/{}", image.registry, below.join("/")))
 }

@@ -36,7 +36,9 @@ impl Changes {
         for (number, old) in &before.nodes {
             let node = Node::control(*number);
             let new = after.nodes.get(number);
-            let (Some(old_children), new_children) = (old.children(), new.and_then(|new| new.children())) else {
+            let (Some(old_children), new_children) =
+                (old.children(), new.and_then(|new| new.children()))
+            else {
                 // Gone ones are dropped with their name.
                 if new.is_some_and(|new| new.kind != old.kind) {
                     changes.nodes.push(node);
@@ -47,7 +49,12 @@ impl Changes {
                 let now = new.and_then(|new| new.child(child.name.as_bytes()));
                 now.is_none_or(|now| now.target != child.target)
             };
-            changes.entries.extend(old_children.iter().filter(gone).map(|child| (node, child.name.to_string())));
+            changes.entries.extend(
+                old_children
+                    .iter()
+                    .filter(gone)
+                    .map(|child| (node, child.name.to_string())),
+            );
             if new_children.is_some_and(|new| new != old_children) {
                 changes.nodes.push(node);
             }

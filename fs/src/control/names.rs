@@ -13,8 +13,14 @@ const STEP: usize = 4;
 
 /// Names of all views of `snapshot`, keeping those in `before`.
 pub(super) fn assign(snapshot: &Snapshot, before: &HashMap<u32, String>) -> HashMap<u32, String> {
-    let layers = snapshot.layers.iter().map(|layer| (layer.number, layer.diff_id));
-    let images = snapshot.images.iter().map(|image| (image.number, image.manifest));
+    let layers = snapshot
+        .layers
+        .iter()
+        .map(|layer| (layer.number, layer.diff_id));
+    let images = snapshot
+        .images
+        .iter()
+        .map(|image| (image.number, image.manifest));
     let mut views: Vec<(u32, Digest)> = layers.chain(images).collect();
     views.sort_unstable();
     views.dedup_by_key(|view| view.0);
@@ -22,7 +28,9 @@ pub(super) fn assign(snapshot: &Snapshot, before: &HashMap<u32, String>) -> Hash
     let mut names = HashMap::with_capacity(views.len());
     let mut taken = HashSet::with_capacity(views.len());
     for (number, digest) in &views {
-        let kept = before.get(number).filter(|name| digest.hex().starts_with(name.as_str()));
+        let kept = before
+            .get(number)
+            .filter(|name| digest.hex().starts_with(name.as_str()));
         if let Some(kept) = kept.filter(|name| taken.insert((*name).clone())) {
             names.insert(*number, kept.clone());
         }
@@ -49,8 +57,16 @@ mod tests {
     use crate::source::{IndexRef, LayerEntry};
 
     fn layer(number: u32, digest: [u8; 32]) -> LayerEntry {
-        let index = IndexRef { digest: [0; 32], len: 0, packs: Vec::new() };
-        LayerEntry { diff_id: Digest::from_bytes(digest), number, index }
+        let index = IndexRef {
+            digest: [0; 32],
+            len: 0,
+            packs: Vec::new(),
+        };
+        LayerEntry {
+            diff_id: Digest::from_bytes(digest),
+            number,
+            index,
+        }
     }
 
     #[test]
@@ -60,8 +76,16 @@ mod tests {
         two[6] = 2;
         let mut three = [1; 32];
         three[31] = 3;
-        let layers = vec![layer(9, two), layer(4, one), layer(12, three), layer(13, one)];
-        let mut snapshot = Snapshot { layers, ..Snapshot::default() };
+        let layers = vec![
+            layer(9, two),
+            layer(4, one),
+            layer(12, three),
+            layer(13, one),
+        ];
+        let mut snapshot = Snapshot {
+            layers,
+            ..Snapshot::default()
+        };
         let names = assign(&snapshot, &HashMap::new());
         assert_eq!(names[&4], "010101010101");
         assert_eq!(names[&9], "0101010101010201");
@@ -79,7 +103,13 @@ mod tests {
     #[test]
     fn one_digest_under_many_numbers_has_as_many_names() {
         let layers = (1..=20).map(|number| layer(number, [5; 32])).collect();
-        let names = assign(&Snapshot { layers, ..Snapshot::default() }, &HashMap::new());
+        let names = assign(
+            &Snapshot {
+                layers,
+                ..Snapshot::default()
+            },
+            &HashMap::new(),
+        );
         let distinct: HashSet<&String> = names.values().collect();
         assert_eq!(distinct.len(), 20);
     }

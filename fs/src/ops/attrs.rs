@@ -35,8 +35,15 @@ impl Fs {
         match node.place() {
             Place::Control(number) => {
                 let control = self.control();
-                let volatile = matches!(control.node(number).map(|node| &node.kind), Some(Kind::Status(_)));
-                let ttl = if volatile { Duration::ZERO } else { self.control_ttl() };
+                let volatile = matches!(
+                    control.node(number).map(|node| &node.kind),
+                    Some(Kind::Status(_))
+                );
+                let ttl = if volatile {
+                    Duration::ZERO
+                } else {
+                    self.control_ttl()
+                };
                 Ok((self.control_attr(&control, number)?, ttl))
             }
             Place::Erofs(number) => {
@@ -45,7 +52,10 @@ impl Fs {
             }
             Place::View { number, nid } => {
                 let (view, opened) = self.view(number, node)?;
-                let inode = opened.index(&self.outside).inode(Nid(nid)).map_err(|error| view.error(error))?;
+                let inode = opened
+                    .index(&self.outside)
+                    .inode(Nid(nid))
+                    .map_err(|error| view.error(error))?;
                 Ok((Attr::of_inode(&view, &inode)?, ttl))
             }
         }
@@ -53,12 +63,22 @@ impl Fs {
 
     /// Size of the view that `node` is in; of all open ones for nodes above them.
     pub fn statfs(&self, node: Node) -> Result<Space> {
-        let space = |len: u64, files: u64| Space { blocks: len.div_ceil(u64::from(BLOCK)), files };
+        let space = |len: u64, files: u64| Space {
+            blocks: len.div_ceil(u64::from(BLOCK)),
+            files,
+        };
         match node.place() {
             Place::Control(_) => {
-                let headers = self.views.all().into_iter().filter_map(|view| view.header_if_open());
+                let headers = self
+                    .views
+                    .all()
+                    .into_iter()
+                    .filter_map(|view| view.header_if_open());
                 let sum = headers.fold((0u64, 0u64), |(len, files), header| {
-                    (len.saturating_add(header.erofs_len()), files.saturating_add(header.inodes))
+                    (
+                        len.saturating_add(header.erofs_len()),
+                        files.saturating_add(header.inodes),
+                    )
                 });
                 Ok(space(sum.0, sum.1))
             }
@@ -74,8 +94,15 @@ impl Fs {
     pub fn access(&self, node: Node, access: Access) -> Result<()> {
         let (attr, _) = self.getattr(node)?;
         // Devices, pipes and sockets are written to, not changed.
-        let changes = matches!(attr.kind, FileType::File | FileType::Dir | FileType::Symlink);
-        if access.write && changes { Err(Error::ReadOnly) } else { Ok(()) }
+        let changes = matches!(
+            attr.kind,
+            FileType::File | FileType::Dir | FileType::Symlink
+        );
+        if access.write && changes {
+            Err(Error::ReadOnly)
+        } else {
+            Ok(())
+        }
     }
 
     /// The answer to every operation that would change something.

@@ -27,11 +27,16 @@ impl Fs {
         match node.place() {
             Place::Control(number) => {
                 let content = self.control_content(number)?;
-                let start = usize::try_from(offset).unwrap_or(usize::MAX).min(content.len());
+                let start = usize::try_from(offset)
+                    .unwrap_or(usize::MAX)
+                    .min(content.len());
                 let part = &content[start..content.len().min(start.saturating_add(len))];
                 let mut buffer = self.outside.buffers.take(part.len());
                 buffer[..part.len()].copy_from_slice(part);
-                Ok(Data { buffer, range: 0..part.len() })
+                Ok(Data {
+                    buffer,
+                    range: 0..part.len(),
+                })
             }
             Place::Erofs(number) => {
                 let (view, opened) = self.view(number, node)?;
@@ -43,9 +48,19 @@ impl Fs {
         }
     }
 
-    fn read_file(&self, node: Node, number: u32, nid: Nid, offset: u64, len: usize) -> Result<Data> {
+    fn read_file(
+        &self,
+        node: Node,
+        number: u32,
+        nid: Nid,
+        offset: u64,
+        len: usize,
+    ) -> Result<Data> {
         let (view, opened) = self.view(number, node)?;
-        let inode = opened.index(&self.outside).inode(nid).map_err(|error| view.error(error))?;
+        let inode = opened
+            .index(&self.outside)
+            .inode(nid)
+            .map_err(|error| view.error(error))?;
         match inode.file_type {
             FileType::File => {}
             FileType::Dir => return Err(Error::IsDir(node)),
@@ -53,9 +68,17 @@ impl Fs {
         }
         let len = clamp(inode.size, offset, len);
         let Some(start) = inode.data_offset.filter(|_| len > 0) else {
-            return Ok(Data { buffer: self.outside.buffers.take(0), range: 0..0 });
+            return Ok(Data {
+                buffer: self.outside.buffers.take(0),
+                range: 0..0,
+            });
         };
-        let what = || format!("{}: file with nid {nid}, {len} bytes at {offset}", view.shows);
+        let what = || {
+            format!(
+                "{}: file with nid {nid}, {len} bytes at {offset}",
+                view.shows
+            )
+        };
         // Inside the EROFS file, as the inode was checked and the range is inside the file.
         read::read(&self.outside, &view, &opened, start + offset, len, &what)
     }
@@ -90,15 +113,22 @@ impl Fs {
             Seek::Data => offset,
             Seek::Hole => attr.size,
         };
-        let Place::View { number, nid } = node.place() else { return Ok(whole) };
+        let Place::View { number, nid } = node.place() else {
+            return Ok(whole);
+        };
         let (view, opened) = self.view(number, node)?;
         let index = opened.index(&self.outside);
         let inode = index.inode(Nid(nid)).map_err(|error| view.error(error))?;
-        let Some(start) = inode.data_offset else { return Ok(whole) };
+        let Some(start) = inode.data_offset else {
+            return Ok(whole);
+        };
         let mut at = offset;
         while at < inode.size {
             let len = SEEK_STEP.min(inode.size - at);
-            for segment in index.segments(start + at, len).map_err(|error| view.error(error))? {
+            for segment in index
+                .segments(start + at, len)
+                .map_err(|error| view.error(error))?
+            {
                 let found = match seek {
                     Seek::Data => segment.what != What::Hole,
                     Seek::Hole => segment.what == What::Hole,
@@ -123,5 +153,7 @@ impl Fs {
 
 /// How much of `len` bytes at `offset` there is in a file of `size` bytes.
 fn clamp(size: u64, offset: u64, len: usize) -> usize {
-    usize::try_from(size.saturating_sub(offset)).unwrap_or(usize::MAX).min(len)
+    usize::try_from(size.saturating_sub(offset))
+        .unwrap_or(usize::MAX)
+        .min(len)
 }

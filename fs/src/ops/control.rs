@@ -24,11 +24,19 @@ impl Fs {
         if matches!(name, b"." | b"..") {
             let number = if name == b"." { number } else { node.parent };
             let (entry_ttl, attr_ttl) = (self.control_ttl(), self.control_ttl());
-            return Ok(Found { attr: Some(self.control_attr(&control, number)?), entry_ttl, attr_ttl });
+            return Ok(Found {
+                attr: Some(self.control_attr(&control, number)?),
+                entry_ttl,
+                attr_ttl,
+            });
         }
         let child = node.child(name).ok_or(Error::NotFound)?;
         let (attr, attr_ttl) = self.child_attr(&control, node.mtime, child)?;
-        Ok(Found { attr: Some(attr), entry_ttl: self.control_ttl(), attr_ttl })
+        Ok(Found {
+            attr: Some(attr),
+            entry_ttl: self.control_ttl(),
+            attr_ttl,
+        })
     }
 
     pub(super) fn control_readdir(
@@ -64,7 +72,13 @@ impl Fs {
             };
             let name = child.name.as_bytes();
             let attr = attr.filter(|_| plus);
-            if !emit(&Entry { name, node: child_node, kind, next: child.cookie, attr }) {
+            if !emit(&Entry {
+                name,
+                node: child_node,
+                kind,
+                next: child.cookie,
+                attr,
+            }) {
                 break;
             }
         }
@@ -72,7 +86,12 @@ impl Fs {
     }
 
     /// Attributes for a listing, which one broken child must not break.
-    fn listed_attr(&self, control: &Control, mtime: Time, child: &Child) -> Result<Option<(Attr, Duration)>> {
+    fn listed_attr(
+        &self,
+        control: &Control,
+        mtime: Time,
+        child: &Child,
+    ) -> Result<Option<(Attr, Duration)>> {
         match self.child_attr(control, mtime, child) {
             Ok((attr, ttl)) => Ok(Some((attr, ttl.min(self.control_ttl())))),
             Err(Error::Later) => Err(Error::Later),
@@ -84,7 +103,12 @@ impl Fs {
         }
     }
 
-    fn child_attr(&self, control: &Control, mtime: Time, child: &Child) -> Result<(Attr, Duration)> {
+    fn child_attr(
+        &self,
+        control: &Control,
+        mtime: Time,
+        child: &Child,
+    ) -> Result<(Attr, Duration)> {
         match child.target {
             Target::Control(number) => {
                 let ttl = match control.node(number).map(|node| &node.kind) {
@@ -95,11 +119,17 @@ impl Fs {
             }
             Target::Erofs(number) => {
                 let (view, opened) = self.view(number, Node::erofs(number))?;
-                Ok((Attr::of_erofs(&view, &opened, mtime), self.config().content_ttl))
+                Ok((
+                    Attr::of_erofs(&view, &opened, mtime),
+                    self.config().content_ttl,
+                ))
             }
             Target::Root(number) => {
                 let (view, opened) = self.view(number, Node::ROOT)?;
-                let root = opened.index(&self.outside).root().map_err(|error| view.error(error))?;
+                let root = opened
+                    .index(&self.outside)
+                    .root()
+                    .map_err(|error| view.error(error))?;
                 Ok((Attr::of_inode(&view, &root)?, self.config().content_ttl))
             }
         }
@@ -111,16 +141,32 @@ impl Fs {
         let node = control.node(number).ok_or(Error::Stale(this))?;
         Ok(match &node.kind {
             Kind::Dir(children) => {
-                let dirs = children.iter().filter(|child| kind_of(control, child) == FileType::Dir).count();
+                let dirs = children
+                    .iter()
+                    .filter(|child| kind_of(control, child) == FileType::Dir)
+                    .count();
                 let nlink = u32::try_from(dirs).unwrap_or(u32::MAX - 2) + 2;
-                Attr { nlink, ..Attr::ours(this, FileType::Dir, 0o555, 0, node.mtime) }
+                Attr {
+                    nlink,
+                    ..Attr::ours(this, FileType::Dir, 0o555, 0, node.mtime)
+                }
             }
-            Kind::Symlink(target) => {
-                Attr::ours(this, FileType::Symlink, 0o777, target.len() as u64, node.mtime)
-            }
+            Kind::Symlink(target) => Attr::ours(
+                this,
+                FileType::Symlink,
+                0o777,
+                target.len() as u64,
+                node.mtime,
+            ),
             Kind::Document(digest) => {
                 let document = self.document(digest)?;
-                Attr::ours(this, FileType::File, 0o444, document.len() as u64, node.mtime)
+                Attr::ours(
+                    this,
+                    FileType::File,
+                    0o444,
+                    document.len() as u64,
+                    node.mtime,
+                )
             }
             Kind::Status(page) => {
                 let (page, made) = self.page(*page);
@@ -165,7 +211,10 @@ impl Fs {
             .outside
             .catalogue
             .document(digest, budget.deadline)
-            .map_err(|source| Error::Document { digest: *digest, source })?;
+            .map_err(|source| Error::Document {
+                digest: *digest,
+                source,
+            })?;
         if Digest::of(&document) != *digest {
             return Err(Error::WrongDocument(*digest));
         }

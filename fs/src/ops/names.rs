@@ -82,7 +82,11 @@ impl Fs {
             Some((child, _)) => Some(Attr::of_inode(&view, &index.inode(child).map_err(fail)?)?),
             None => None,
         };
-        Ok(Found { attr, entry_ttl: ttl, attr_ttl: ttl })
+        Ok(Found {
+            attr,
+            entry_ttl: ttl,
+            attr_ttl: ttl,
+        })
     }
 
     /// The directory that shows the root of a view.
@@ -90,7 +94,11 @@ impl Fs {
         let control = self.control();
         let home = control.home(number).ok_or(Error::Stale(node))?;
         let attr = self.control_attr(&control, home)?;
-        Ok(Found { attr: Some(attr), entry_ttl: self.control_ttl(), attr_ttl: self.control_ttl() })
+        Ok(Found {
+            attr: Some(attr),
+            entry_ttl: self.control_ttl(),
+            attr_ttl: self.control_ttl(),
+        })
     }
 
     /// Takes back `count` of the times that the kernel was given `node`.
@@ -149,7 +157,9 @@ impl Fs {
         let ttl = self.config().content_ttl;
         if from < AFTER_DOT_DOT {
             let up = if nid == opened.root {
-                self.control().home(number).map_or(Node::ROOT, Node::control)
+                self.control()
+                    .home(number)
+                    .map_or(Node::ROOT, Node::control)
             } else {
                 let up = index.lookup(&dir, b"..").map_err(fail)?;
                 up.map_or(Ok(node), |(nid, _)| view.node(nid))?
@@ -170,8 +180,13 @@ impl Fs {
                     }
                     false => None,
                 };
-                let entry =
-                    Entry { name: entry.name, node, kind: entry.file_type, next: entry.next_cookie, attr };
+                let entry = Entry {
+                    name: entry.name,
+                    node,
+                    kind: entry.file_type,
+                    next: entry.next_cookie,
+                    attr,
+                };
                 Ok(emit(&entry))
             });
             match result {
@@ -207,8 +222,16 @@ pub(super) fn emit_dots(
     emit: &mut Emit<'_>,
 ) -> bool {
     let dots = [(&b"."[..], own, AFTER_DOT), (b"..", parent, AFTER_DOT_DOT)];
-    dots.into_iter().filter(|(.., next)| *next > from).all(|(name, attr, next)| {
-        let plus = plus.then_some((attr, ttl));
-        emit(&Entry { name, node: attr.node, kind: FileType::Dir, next, attr: plus })
-    })
+    dots.into_iter()
+        .filter(|(.., next)| *next > from)
+        .all(|(name, attr, next)| {
+            let plus = plus.then_some((attr, ttl));
+            emit(&Entry {
+                name,
+                node: attr.node,
+                kind: FileType::Dir,
+                next,
+                attr: plus,
+            })
+        })
 }

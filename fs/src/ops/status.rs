@@ -39,13 +39,21 @@ impl Fs {
         }
         let page = self.make_page(kind);
         let time = now();
-        self.pages.lock().0.insert(kind, (Made::now(), time, Arc::clone(&page)));
+        self.pages
+            .lock()
+            .0
+            .insert(kind, (Made::now(), time, Arc::clone(&page)));
         (page, time)
     }
 
     /// The page whose length was told last, whatever its age.
     pub(super) fn page_as_seen(&self, kind: Status) -> Arc<[u8]> {
-        let seen = self.pages.lock().0.get(&kind).map(|(.., page)| Arc::clone(page));
+        let seen = self
+            .pages
+            .lock()
+            .0
+            .get(&kind)
+            .map(|(.., page)| Arc::clone(page));
         seen.unwrap_or_else(|| self.page(kind).0)
     }
 

@@ -33,7 +33,9 @@ impl Fs {
         if name == WHY && !matches!(node.place(), Place::Control(_)) {
             return reply(self.why(node)?.to_json(), size);
         }
-        let Place::View { number, nid } = node.place() else { return Err(Error::NoAttribute) };
+        let Place::View { number, nid } = node.place() else {
+            return Err(Error::NoAttribute);
+        };
         let (view, opened) = self.view(number, node)?;
         let name = match name {
             OPAQUE_FOR_USERS if view.is_layer() => OPAQUE,
@@ -41,13 +43,17 @@ impl Fs {
         };
         let index = opened.index(&self.outside);
         let inode = index.inode(Nid(nid)).map_err(|error| view.error(error))?;
-        let value = index.xattr(&inode, name).map_err(|error| view.error(error))?;
+        let value = index
+            .xattr(&inode, name)
+            .map_err(|error| view.error(error))?;
         reply(value.ok_or(Error::NoAttribute)?, size)
     }
 
     /// Names of all attributes, each with a NUL behind it, or the length of that list.
     pub fn listxattr(&self, node: Node, size: u32) -> Result<XattrReply> {
-        let Place::View { number, nid } = node.place() else { return reply(Vec::new(), size) };
+        let Place::View { number, nid } = node.place() else {
+            return reply(Vec::new(), size);
+        };
         let (view, opened) = self.view(number, node)?;
         let index = opened.index(&self.outside);
         let inode = index.inode(Nid(nid)).map_err(|error| view.error(error))?;

@@ -28,10 +28,20 @@ impl Edges {
     }
 
     /// Copies `into.len()` bytes at `from` of a granule into `into`; `false` when it is not held.
-    pub(crate) fn copy(&self, object: &ObjectId, number: usize, from: usize, into: &mut [u8]) -> bool {
-        let Some(key) = self.key(object, number) else { return false };
+    pub(crate) fn copy(
+        &self,
+        object: &ObjectId,
+        number: usize,
+        from: usize,
+        into: &mut [u8],
+    ) -> bool {
+        let Some(key) = self.key(object, number) else {
+            return false;
+        };
         let mut shard = self.shard(object, number).lock();
-        let part = shard.get(&key).and_then(|granule| granule.get(from..from + into.len()));
+        let part = shard
+            .get(&key)
+            .and_then(|granule| granule.get(from..from + into.len()));
         if let Some(part) = part {
             into.copy_from_slice(part);
         }
@@ -40,7 +50,9 @@ impl Edges {
 
     /// Keeps a granule that was checked.
     pub(crate) fn put(&self, object: &ObjectId, number: usize, granule: &[u8]) {
-        let Some(key) = self.key(object, number) else { return };
+        let Some(key) = self.key(object, number) else {
+            return;
+        };
         let granule = Box::from(granule);
         self.shard(object, number).lock().put(key, granule);
     }
@@ -69,7 +81,10 @@ mod tests {
         edges.put(&object, 3, &granule);
         assert!(edges.copy(&object, 3, 50, &mut part));
         assert_eq!(part, granule[50..150]);
-        assert!(!edges.copy(&object, 3, GRANULE - 50, &mut part), "beyond the end");
+        assert!(
+            !edges.copy(&object, 3, GRANULE - 50, &mut part),
+            "beyond the end"
+        );
         assert!(!edges.copy(&object, 4, 0, &mut part));
         let none = Edges::new(0);
         none.put(&object, 3, &granule);

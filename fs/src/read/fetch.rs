@@ -5,6 +5,8 @@
 //! an error or by bytes that do not pass the check, which are never looked at again. Replicas that
 //! failed although the catalogue still lists them are reported as lost.
 
+mod round;
+
 use std::{
     fmt::Write as _,
     sync::Arc,
@@ -12,13 +14,11 @@ use std::{
 };
 
 use harbour_image::object::PackId;
-use harbour_pool::transport::{Read, TransportError};
 
 use super::Outside;
 use crate::{
     budget::Budget,
     source::{Extent, SourceError},
-    stats::Donor,
 };
 
 /// Longest wait for one batch from one donor: the others shall get their chance before the
@@ -79,7 +79,10 @@ struct Pack {
 
 impl Pack {
     fn candidate(&self) -> Option<Extent> {
-        self.replicas.get(self.next).filter(|_| self.next < REPLICAS_MAX).copied()
+        self.replicas
+            .get(self.next)
+            .filter(|_| self.next < REPLICAS_MAX)
+            .copied()
     }
 }
 
@@ -127,11 +130,20 @@ impl Run<'_> {
     /// Finds the remembered replicas of every pack, asking once for all that are not remembered.
     fn look_up(&mut self) -> Result<(), Missed> {
         let locations = &self.outside.locations;
-        let mut replicas: Vec<Option<Arc<[Extent]>>> =
-            self.errand.packs.iter().map(|pack| locations.get(pack)).collect();
-        let unknown: Vec<usize> = (0..replicas.len()).filter(|pack| replicas[*pack].is_none()).collect();
+        let mut replicas: Vec<Option<Arc<[Extent]>>> = self
+            .errand
+            .packs
+            .iter()
+            .map(|pack| locations.get(pack))
+            .collect();
+        let unknown: Vec<usize> = (0..replicas.len())
+            .filter(|pack| replicas[*pack].is_none())
+            .collect();
         if !unknown.is_empty() {
-            let ids: Vec<PackId> = unknown.iter().map(|pack| self.errand.packs[*pack]).collect();
+            let ids: Vec<PackId> = unknown
+                .iter()
+                .map(|pack| self.errand.packs[*pack])
+                .collect();
             let ticket = locations.ticket();
             match self.outside.catalogue.locate(&ids, false, self.attempt()) {
                 Ok(answers) => {
@@ -215,13 +227,14 @@ impl Run<'_> {
         let id = self.errand.packs[pack];
         let locations = &self.outside.locations;
         let ticket = locations.ticket();
-        let replicas: Arc<[Extent]> = match self.outside.catalogue.locate(&[id], true, self.attempt()) {
-            Ok(answers) => answers.into_iter().next().unwrap_or_default().into(),
-            Err(error) => {
-                self.note("locate anew", &error);
-                Arc::new([])
-            }
-        };
+        let replicas: Arc<[Extent]> =
+            match self.outside.catalogue.locate(&[id], true, self.attempt()) {
+                Ok(answers) => answers.into_iter().next().unwrap_or_default().into(),
+                Err(error) => {
+                    self.note("locate anew", &error);
+                    Arc::new([])
+                }
+            };
         if replicas.is_empty() {
             self.note_text(&format!("pack {}: no replica listed", short(&id)));
         }
@@ -238,7 +251,9 @@ impl Run<'_> {
         let mut told: Vec<Extent> = Vec::new();
         for (extent, why) in std::mem::take(&mut state.failed) {
             if state.replicas.contains(&extent) && !told.contains(&extent) {
-                self.outside.catalogue.report_lost(&self.errand.packs[pack], &extent, &why);
+                self.outside
+                    .catalogue
+                    .report_lost(&self.errand.packs[pack], &extent, &why);
                 told.push(extent);
             }
         }
@@ -246,167 +261,15 @@ impl Run<'_> {
         self.outside.locations.forget(&[self.errand.packs[pack]]);
     }
 
-    /// Reads everything in `pending` from the chosen replicas; gives what failed.
-    fn round(
-        &mut self,
-        pending: &[usize],
-        first: bool,
-        arena: &mut [u8],
-        check: &dyn Fn(usize, &[u8]) -> bool,
-    ) -> Vec<usize> {
-        let mut failed = Vec::new();
-        let mut failures: Vec<(usize, Extent, String)> = Vec::new();
-        for group in self.groups(pending, first) {
-            let donor = self.outside.stats.donor(self.outside.pool.as_ref(), group.donor, group.epoch);
-            let mut usable = true;
-            for window in self.windows(&group.wants, donor.local) {
-                let bad = if usable {
-                    self.read_window(&donor, &group, &window, arena, check, &mut usable)
-                } else {
-                    // Whatever it was, waiting for it once a round is enough.
-                    let skip = |want: usize| Some((want, self.packs[self.errand.wants[want].pack].candidate()?, None));
-                    window.into_iter().filter_map(skip).collect()
-                };
-                for (want, extent, why) in bad {
-                    failures.extend(why.map(|why| (self.errand.wants[want].pack, extent, why)));
-                    failed.push(want);
-                }
-            }
-        }
-        for (pack, extent, why) in failures {
-            if self.packs[pack].candidate() == Some(extent) {
-                self.packs[pack].next += 1;
-                let kind = self.outside.stats.donor(self.outside.pool.as_ref(), extent.donor, extent.epoch);
-                let id = short(&self.errand.packs[pack]);
-                self.note_text(&format!("pack {id} at donor {} ({}): {why}", extent.donor, kind.kind));
-                self.packs[pack].failed.push((extent, why));
-            }
-        }
-        failed.sort_unstable();
-        failed
-    }
-
-    /// The wants of `pending` by donor. After the first round also by pack, so that one bad place
-    /// cannot spoil the batch of another.
-    fn groups(&self, pending: &[usize], first: bool) -> Vec<Group> {
-        let mut groups: Vec<Group> = Vec::new();
-        for &want in pending {
-            let pack = self.errand.wants[want].pack;
-            let Some(extent) = self.packs[pack].candidate() else { continue };
-            let same = |group: &&mut Group| {
-                group.donor == extent.donor && group.epoch == extent.epoch && (first || group.pack == pack)
-            };
-            match groups.iter_mut().rev().find(same) {
-                Some(group) => group.wants.push(want),
-                None => {
-                    groups.push(Group { donor: extent.donor, epoch: extent.epoch, pack, wants: vec![want] });
-                }
-            }
-        }
-        groups
-    }
-
-    /// Cuts a group so that copy and check of one cut meet in the processor's cache; only for
-    /// memory of this host, where a batch costs nothing by itself.
-    fn windows(&self, wants: &[usize], local: bool) -> Vec<Vec<usize>> {
-        if !local {
-            return vec![wants.to_vec()];
-        }
-        let mut windows: Vec<Vec<usize>> = Vec::new();
-        let mut room = 0;
-        for &want in wants {
-            let len = self.errand.wants[want].len;
-            match windows.last_mut() {
-                Some(window) if len <= room => window.push(want),
-                _ => {
-                    windows.push(vec![want]);
-                    room = self.outside.config.piece_bytes;
-                }
-            }
-            room = room.saturating_sub(len);
-        }
-        windows
-    }
-
-    /// One batch and its checks; gives the wants that failed, where, and why. Clears `usable` when
-    /// it was the donor and not the bytes.
-    fn read_window(
-        &self,
-        donor: &Donor,
-        group: &Group,
-        window: &[usize],
-        arena: &mut [u8],
-        check: &dyn Fn(usize, &[u8]) -> bool,
-        usable: &mut bool,
-    ) -> Vec<Failure> {
-        let mut bad = Vec::new();
-        let mut good: Vec<(usize, Extent)> = Vec::with_capacity(window.len());
-        for &want in window {
-            let Want { pack, offset, len, .. } = self.errand.wants[want];
-            let Some(extent) = self.packs[pack].candidate() else { continue };
-            if u64::from(offset) + len as u64 > u64::from(extent.len) {
-                bad.push((want, extent, Some("replica is shorter than the pack".into())));
-            } else {
-                good.push((want, extent));
-            }
-        }
-        let mut batch = self.batch(&good, arena);
-        let result = self.outside.pool.read(group.donor, group.epoch, &mut batch, self.attempt());
-        drop(batch);
-        if let Err(error) = result {
-            *usable = false;
-            let why = describe(&error);
-            bad.extend(good.into_iter().map(|(want, extent)| (want, extent, Some(why.clone()))));
-            return bad;
-        }
-        let mut bytes = 0;
-        for (want, extent) in good {
-            let Want { at, len, .. } = self.errand.wants[want];
-            bytes += len as u64;
-            if !check(want, &arena[at..at + len]) {
-                self.outside.stats.wrong.add(1);
-                bad.push((want, extent, Some("wrong bytes".into())));
-            }
-        }
-        donor.bytes.add(bytes);
-        bad
-    }
-
-    /// One read per stretch that is contiguous both in the region and in memory.
-    fn batch<'m>(&self, good: &[(usize, Extent)], arena: &'m mut [u8]) -> Vec<Read<'m>> {
-        let mut plan: Vec<(Extent, u64, usize, usize)> = Vec::with_capacity(good.len());
-        for &(want, extent) in good {
-            let Want { offset, at, len, .. } = self.errand.wants[want];
-            let from = extent.offset + u64::from(offset);
-            match plan.last_mut() {
-                Some((last, start, place, so_far))
-                    if last.region == extent.region
-                        && *start + *so_far as u64 == from
-                        && *place + *so_far == at =>
-                {
-                    *so_far += len;
-                }
-                _ => plan.push((extent, from, at, len)),
-            }
-        }
-        let mut rest = arena;
-        let mut passed = 0;
-        let mut batch = Vec::with_capacity(plan.len());
-        for (extent, offset, at, len) in plan {
-            let (_, tail) = std::mem::take(&mut rest).split_at_mut(at - passed);
-            let (into, tail) = tail.split_at_mut(len);
-            rest = tail;
-            passed = at + len;
-            batch.push(Read { region: extent.region, offset, into });
-        }
-        batch
-    }
-
     /// Deadline of one attempt: never so late that nothing else could be tried.
     fn attempt(&self) -> Instant {
         let now = Instant::now();
         let left = self.budget.deadline.saturating_duration_since(now);
-        if self.budget.quick { self.budget.deadline } else { now + (left / 2).min(ATTEMPT_MAX) }
+        if self.budget.quick {
+            self.budget.deadline
+        } else {
+            now + (left / 2).min(ATTEMPT_MAX)
+        }
     }
 
     fn note(&mut self, what: &str, error: &SourceError) {
@@ -427,20 +290,6 @@ impl Run<'_> {
         self.note_text(why);
         Missed::Failed(std::mem::take(&mut self.tried))
     }
-}
-
-/// A want, where it failed, and why (nothing when it was not tried).
-type Failure = (usize, Extent, Option<String>);
-
-struct Group {
-    donor: u64,
-    epoch: u64,
-    pack: usize,
-    wants: Vec<usize>,
-}
-
-fn describe(error: &TransportError) -> String {
-    crate::errno::chain(error)
 }
 
 /// First digits of a pack's name, enough to find it in a log.

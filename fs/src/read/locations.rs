@@ -103,7 +103,11 @@ mod tests {
             id[..4].copy_from_slice(&number.to_le_bytes());
             locations.put(locations.ticket(), PackId(id), Arc::new([]));
         }
-        let kept: usize = locations.shards.iter().map(|shard| shard.lock().len()).sum();
+        let kept: usize = locations
+            .shards
+            .iter()
+            .map(|shard| shard.lock().len())
+            .sum();
         assert!(kept <= 32, "{kept}");
     }
 }

@@ -108,15 +108,17 @@ impl<'a> Plan<'a> {
             return Err(misplaced("object is outside of its pack"));
         }
         let hashes = if self.outside.config.verify && part.granule_count() > 0 {
-            let hashes =
-                index.granule_hashes(part.granules, part.granule_count()).map_err(|error| view.error(error))?;
+            let hashes = index
+                .granule_hashes(part.granules, part.granule_count())
+                .map_err(|error| view.error(error))?;
             let start = self.hashes.len();
             self.hashes.extend_from_slice(&hashes);
             start..self.hashes.len()
         } else {
             0..0
         };
-        self.object(part, skip..skip + len, at, hashes, buffer).map_err(misplaced)
+        self.object(part, skip..skip + len, at, hashes, buffer)
+            .map_err(misplaced)
     }
 
     /// Plans bytes `range` of an object for `at` of the buffer: a part of a granule, whole
@@ -131,7 +133,11 @@ impl<'a> Plan<'a> {
     ) -> std::result::Result<(), &'static str> {
         let object_len = part.object_len as usize;
         // To the end of the object counts as to the end of its last granule.
-        let whole_end = if range.end == object_len { object_len } else { range.end - range.end % GRANULE };
+        let whole_end = if range.end == object_len {
+            object_len
+        } else {
+            range.end - range.end % GRANULE
+        };
         let whole_start = range.start.next_multiple_of(GRANULE).min(object_len);
         let to = |position: usize| at + position - range.start;
         if range.start < whole_start {
@@ -163,7 +169,11 @@ impl<'a> Plan<'a> {
         let number = range.start / GRANULE;
         let start = number * GRANULE;
         let from = range.start - start;
-        if self.outside.edges.copy(&part.id, number, from, &mut buffer[to..to + range.len()]) {
+        if self
+            .outside
+            .edges
+            .copy(&part.id, number, from, &mut buffer[to..to + range.len()])
+        {
             self.outside.stats.edge_hits.add(1);
             return Ok(());
         }
@@ -172,7 +182,15 @@ impl<'a> Plan<'a> {
         }
         let granule_len = (part.object_len as usize - start).min(GRANULE);
         let slot = self.len + self.edges.len() * GRANULE;
-        self.edges.push(Edge { id: part.id, number, slot, granule_len, from, to, len: range.len() });
+        self.edges.push(Edge {
+            id: part.id,
+            number,
+            slot,
+            granule_len,
+            from,
+            to,
+            len: range.len(),
+        });
         self.want(part, start..start + granule_len, slot, hashes);
         Ok(())
     }
@@ -186,7 +204,12 @@ impl<'a> Plan<'a> {
             }
         };
         self.granules += range.len().div_ceil(GRANULE) as u64;
-        let want = Want { pack, offset: part.pack_offset + range.start as u32, at, len: range.len() };
+        let want = Want {
+            pack,
+            offset: part.pack_offset + range.start as u32,
+            at,
+            len: range.len(),
+        };
         let check = Check {
             id: part.id,
             object_len: part.object_len,
@@ -195,7 +218,11 @@ impl<'a> Plan<'a> {
         };
         // An edge at the start of the range is planned before whole granules, but its place in the
         // buffer is behind them.
-        let place = self.wants.iter().rposition(|earlier| earlier.at < at).map_or(0, |last| last + 1);
+        let place = self
+            .wants
+            .iter()
+            .rposition(|earlier| earlier.at < at)
+            .map_or(0, |last| last + 1);
         self.wants.insert(place, want);
         self.checks.insert(place, check);
     }

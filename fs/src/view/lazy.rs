@@ -44,11 +44,22 @@ pub(crate) struct Bytes<'a> {
 
 impl Lazy {
     pub(crate) fn new(owner: u32, index: IndexRef, memory: Arc<AtomicU64>) -> Self {
-        let count = if seal::table_len(index.len) <= TABLE_MAX { index.len.div_ceil(GRANULE as u64) } else { 0 };
+        let count = if seal::table_len(index.len) <= TABLE_MAX {
+            index.len.div_ceil(GRANULE as u64)
+        } else {
+            0
+        };
         // At most 2^19, as the table is bounded.
         let granules = (0..count).map(|_| OnceLock::new()).collect();
         let ours = AtomicU64::new(0);
-        let lazy = Self { owner, index, table: OnceLock::new(), granules, memory, ours };
+        let lazy = Self {
+            owner,
+            index,
+            table: OnceLock::new(),
+            granules,
+            memory,
+            ours,
+        };
         lazy.account(count * size_of::<OnceLock<Box<[u8]>>>() as u64);
         lazy
     }
@@ -62,17 +73,25 @@ impl Lazy {
     pub(crate) fn load(&self, outside: &Outside, first: u64, last: u64) -> Result<(), Missed> {
         let last = last.min(self.count());
         let missing = |number: &u64| self.granules[*number as usize].get().is_none();
-        let Some(from) = (first..last).find(missing) else { return Ok(()) };
-        let to = (from..last).rev().find(missing).map_or(last, |number| number + 1);
+        let Some(from) = (first..last).find(missing) else {
+            return Ok(());
+        };
+        let to = (from..last)
+            .rev()
+            .find(missing)
+            .map_or(last, |number| number + 1);
         let table = self.table(outside)?;
         let start = from * GRANULE as u64;
         let len = (to * GRANULE as u64).min(self.index.len) - start;
         let mut buffer = outside.buffers.take(len as usize);
         let bytes = &mut buffer[..len as usize];
         let check = |at: u64, bytes: &[u8]| {
-            bytes.chunks(GRANULE).zip(at / GRANULE as u64..).all(|(granule, number)| {
-                seal::check_granule(self.index.len, table, number, granule)
-            })
+            bytes
+                .chunks(GRANULE)
+                .zip(at / GRANULE as u64..)
+                .all(|(granule, number)| {
+                    seal::check_granule(self.index.len, table, number, granule)
+                })
         };
         self.bring(outside, start, bytes, &check)?;
         for (granule, number) in bytes.chunks(GRANULE).zip(from..) {
@@ -89,19 +108,25 @@ impl Lazy {
         }
         let len = seal::table_len(self.index.len);
         if len > TABLE_MAX {
-            return Err(Missed::Failed(format!("an index of {} bytes is not believed", self.index.len)));
+            return Err(Missed::Failed(format!(
+                "an index of {} bytes is not believed",
+                self.index.len
+            )));
         }
         let mut table = vec![0; len as usize];
         // The table is checked as a whole, so no single replica can be blamed for a part of it:
         // each source gives all of it or none.
         let check = |_, bytes: &[u8]| {
-            bytes.len() as u64 != len || seal::check_table(&self.index.digest, self.index.len, bytes)
+            bytes.len() as u64 != len
+                || seal::check_table(&self.index.digest, self.index.len, bytes)
         };
         self.bring(outside, self.index.len, &mut table, &check)?;
         if !seal::check_table(&self.index.digest, self.index.len, &table) {
             self.fall_back(outside, self.index.len, &mut table)?;
             if !seal::check_table(&self.index.digest, self.index.len, &table) {
-                return Err(Missed::Failed("granule table does not have its digest".into()));
+                return Err(Missed::Failed(
+                    "granule table does not have its digest".into(),
+                ));
             }
         }
         self.account(len);
@@ -119,9 +144,16 @@ impl Lazy {
     ) -> Result<(), Missed> {
         let (packs, wants) = self.wants(offset, into.len())?;
         let by_want = |want: usize, bytes: &[u8]| {
-            wants.get(want).is_some_and(|want| check(offset + want.at as u64, bytes))
+            wants
+                .get(want)
+                .is_some_and(|want| check(offset + want.at as u64, bytes))
         };
-        let mut errand = Errand { owner: self.owner, packs: &packs, wants: &wants, refill: false };
+        let mut errand = Errand {
+            owner: self.owner,
+            packs: &packs,
+            wants: &wants,
+            refill: false,
+        };
         let tried = match outside.fetch(&errand, into, &by_want) {
             Ok(()) => return Ok(()),
             Err(Missed::Later) => return Err(Missed::Later),
@@ -150,7 +182,9 @@ impl Lazy {
         outside
             .catalogue
             .read_index(&self.index, offset, into, budget.deadline)
-            .map_err(|error| Missed::Failed(format!("metad's disk: {}", crate::errno::chain(&error))))
+            .map_err(|error| {
+                Missed::Failed(format!("metad's disk: {}", crate::errno::chain(&error)))
+            })
     }
 
     /// Cuts a range of the index file at the borders of its packs.
@@ -161,13 +195,20 @@ impl Lazy {
             let position = offset + at as u64;
             let inside = (position % PACK_MAX as u64) as usize;
             let part = (PACK_MAX - inside).min(len - at);
-            let pack = usize::try_from(position / PACK_MAX as u64).ok().and_then(|number| self.index.packs.get(number));
+            let pack = usize::try_from(position / PACK_MAX as u64)
+                .ok()
+                .and_then(|number| self.index.packs.get(number));
             let Some(pack) = pack else {
                 // Not in the pool at all: metad's disk has it.
                 return Ok((Vec::new(), Vec::new()));
             };
             // Fits: PACK_MAX is far below 2^32.
-            wants.push(Want { pack: packs.len(), offset: inside as u32, at, len: part });
+            wants.push(Want {
+                pack: packs.len(),
+                offset: inside as u32,
+                at,
+                len: part,
+            });
             packs.push(*pack);
             at += part;
         }
@@ -182,7 +223,8 @@ impl Lazy {
 
 impl Drop for Lazy {
     fn drop(&mut self) {
-        self.memory.fetch_sub(self.ours.load(Ordering::Relaxed), Ordering::Relaxed);
+        self.memory
+            .fetch_sub(self.ours.load(Ordering::Relaxed), Ordering::Relaxed);
     }
 }
 
@@ -200,9 +242,11 @@ impl IndexBytes for Bytes<'_> {
         while done < into.len() {
             let position = offset + done as u64;
             let number = position / GRANULE as u64;
-            let granule = self
-                .granule(number)
-                .map_err(|missed| ReadError::Failed { offset, len, source: Box::new(missed) })?;
+            let granule = self.granule(number).map_err(|missed| ReadError::Failed {
+                offset,
+                len,
+                source: Box::new(missed),
+            })?;
             let from = (position % GRANULE as u64) as usize;
             let part = (granule.len() - from).min(into.len() - done);
             into[done..done + part].copy_from_slice(&granule[from..from + part]);
@@ -214,15 +258,22 @@ impl IndexBytes for Bytes<'_> {
 
 impl<'a> Bytes<'a> {
     fn granule(&self, number: u64) -> Result<&'a [u8], Missed> {
-        let cell = usize::try_from(number).ok().and_then(|number| self.lazy.granules.get(number));
+        let cell = usize::try_from(number)
+            .ok()
+            .and_then(|number| self.lazy.granules.get(number));
         let Some(cell) = cell else {
-            return Err(Missed::Failed(format!("an index of {} bytes is not believed", self.lazy.index.len)));
+            return Err(Missed::Failed(format!(
+                "an index of {} bytes is not believed",
+                self.lazy.index.len
+            )));
         };
         if let Some(granule) = cell.get() {
             return Ok(granule);
         }
         let first = number - number % CLUSTER;
         self.lazy.load(self.outside, first, first + CLUSTER)?;
-        cell.get().map(|granule| &**granule).ok_or_else(|| Missed::Failed("granule went missing".into()))
+        cell.get()
+            .map(|granule| &**granule)
+            .ok_or_else(|| Missed::Failed("granule went missing".into()))
     }
 }

@@ -30,8 +30,9 @@ impl Prefetch {
     /// Starts the thread. It ends when this is dropped.
     pub(crate) fn new(outside: Arc<Outside>) -> Self {
         let (queue, jobs) = sync_channel(QUEUE_MAX);
-        let spawned =
-            std::thread::Builder::new().name("fs-prefetch".into()).spawn(move || work(&outside, &jobs));
+        let spawned = std::thread::Builder::new()
+            .name("fs-prefetch".into())
+            .spawn(move || work(&outside, &jobs));
         if let Err(error) = spawned {
             tracing::warn!(%error, "no thread to fetch indexes ahead");
         }

@@ -56,11 +56,22 @@ impl Model {
     }
 
     /// A file whose 4 KiB blocks of zeros are holes when `sparse`.
-    pub fn file(&mut self, dir: NodeId, name: &[u8], meta: Meta, content: Vec<u8>, sparse: bool) -> NodeId {
+    pub fn file(
+        &mut self,
+        dir: NodeId,
+        name: &[u8],
+        meta: Meta,
+        content: Vec<u8>,
+        sparse: bool,
+    ) -> NodeId {
         let mut runs = Vec::new();
         let mut at = 0;
         while at < content.len() {
-            let zero = |start: usize| content[start..content.len().min(start + BLOCK as usize)].iter().all(|b| *b == 0);
+            let zero = |start: usize| {
+                content[start..content.len().min(start + BLOCK as usize)]
+                    .iter()
+                    .all(|b| *b == 0)
+            };
             if sparse && zero(at) {
                 at += BLOCK as usize;
                 continue;
@@ -71,7 +82,11 @@ impl Model {
             }
             let end = end.min(content.len());
             let object = self.object(&content[at..end]);
-            runs.push(Run { offset: at as u64, object, len: (end - at) as u32 });
+            runs.push(Run {
+                offset: at as u64,
+                object,
+                len: (end - at) as u32,
+            });
             at = end;
         }
         let size = content.len() as u64;
@@ -87,19 +102,28 @@ impl Model {
         let offset = self.open.len() as u32;
         self.open.extend_from_slice(bytes);
         let pack = self.placement.packs.len() as u32;
-        self.placement.push(&hash_object(bytes), bytes.len() as u32, pack, offset).unwrap()
+        self.placement
+            .push(&hash_object(bytes), bytes.len() as u32, pack, offset)
+            .unwrap()
     }
 
     fn close_pack(&mut self) {
         let bytes = std::mem::take(&mut self.open);
         // The number keeps packs of equal content apart, which a test may want to lose one by one.
         let number = (self.placement.packs.len() as u64).to_le_bytes();
-        let id = PackId(hash_object(&[&bytes[..], &number].concat()[..(bytes.len() + 8).min(OBJECT_MAX)]).id.0);
+        let id = PackId(
+            hash_object(&[&bytes[..], &number].concat()[..(bytes.len() + 8).min(OBJECT_MAX)])
+                .id
+                .0,
+        );
         let mut name = id.0;
         name[..8].copy_from_slice(&number);
         name[8] = self.pack_max as u8;
         let id = PackId(name);
-        self.placement.packs.push(PackRef { id, len: bytes.len() as u32 });
+        self.placement.packs.push(PackRef {
+            id,
+            len: bytes.len() as u32,
+        });
         self.packs.insert(id, bytes);
     }
 
@@ -118,7 +142,16 @@ impl Model {
 }
 
 pub fn meta(mode: u16) -> Meta {
-    Meta { mode, uid: 0, gid: 0, mtime: Time { secs: 1_700_000_000, nanos: 123_456_789 }, ..Meta::default() }
+    Meta {
+        mode,
+        uid: 0,
+        gid: 0,
+        mtime: Time {
+            secs: 1_700_000_000,
+            nanos: 123_456_789,
+        },
+        ..Meta::default()
+    }
 }
 
 /// Bytes that look random and differ by `seed`.
@@ -141,14 +174,40 @@ pub fn sample(kind: ViewKind, large_dir: usize) -> Model {
     let root = Tree::ROOT;
     let usr = model.dir(root, b"usr");
     let bin = model.dir(usr, b"bin");
-    let lens = [0, 1, 4095, 4096, 4097, 16383, 16384, 16385, 65536, 100_000, (1 << 20) - 1, 1 << 20, (1 << 20) + 1,
-        3 * (1 << 20) + 5000];
+    let lens = [
+        0,
+        1,
+        4095,
+        4096,
+        4097,
+        16383,
+        16384,
+        16385,
+        65536,
+        100_000,
+        (1 << 20) - 1,
+        1 << 20,
+        (1 << 20) + 1,
+        3 * (1 << 20) + 5000,
+    ];
     for (seed, len) in lens.into_iter().enumerate() {
-        model.file(bin, format!("f{len}").as_bytes(), meta(0o644), noise(seed as u64 + 1, len), false);
+        model.file(
+            bin,
+            format!("f{len}").as_bytes(),
+            meta(0o644),
+            noise(seed as u64 + 1, len),
+            false,
+        );
     }
     for seed in 0..200 {
         let len = 100 + seed as usize * 97;
-        model.file(usr, format!("small{seed:03}").as_bytes(), meta(0o600), noise(1000 + seed, len), false);
+        model.file(
+            usr,
+            format!("small{seed:03}").as_bytes(),
+            meta(0o600),
+            noise(1000 + seed, len),
+            false,
+        );
     }
     let mut holes = noise(77, 300_000);
     holes[8192..150_000].fill(0);
@@ -157,8 +216,18 @@ pub fn sample(kind: ViewKind, large_dir: usize) -> Model {
     model.file(root, b"all hole", meta(0o640), vec![0; 2 << 20], true);
     let hard = model.file(root, b"one name", meta(0o4755), noise(5, 5000), false);
     model.link(bin, b"another name", hard);
-    model.add(root, b"link", meta(0o777), Kind::Symlink(b"usr/bin/f1"[..].into()));
-    model.add(root, b"long link", meta(0o777), Kind::Symlink(vec![b'x'; 4000].into()));
+    model.add(
+        root,
+        b"link",
+        meta(0o777),
+        Kind::Symlink(b"usr/bin/f1"[..].into()),
+    );
+    model.add(
+        root,
+        b"long link",
+        meta(0o777),
+        Kind::Symlink(vec![b'x'; 4000].into()),
+    );
     model.add(root, b"null", meta(0o666), Kind::Char(1, 3));
     model.add(root, b"big device", meta(0o600), Kind::Block(259, 70_000));
     model.add(root, b"fifo", meta(0o620), Kind::Fifo);
@@ -167,18 +236,35 @@ pub fn sample(kind: ViewKind, large_dir: usize) -> Model {
     let mut marked = meta(0o750);
     marked.uid = 1000;
     marked.gid = 100;
-    marked.mtime = Time { secs: -5, nanos: 999_999_999 };
-    marked.xattrs.insert(b"user.colour"[..].into(), b"blue"[..].into());
-    marked.xattrs.insert(b"user.empty"[..].into(), b""[..].into());
-    marked.xattrs.insert(b"security.capability"[..].into(), CAPABILITY.into());
+    marked.mtime = Time {
+        secs: -5,
+        nanos: 999_999_999,
+    };
+    marked
+        .xattrs
+        .insert(b"user.colour"[..].into(), b"blue"[..].into());
+    marked
+        .xattrs
+        .insert(b"user.empty"[..].into(), b""[..].into());
+    marked
+        .xattrs
+        .insert(b"security.capability"[..].into(), CAPABILITY.into());
     model.file(root, b"marked", marked, noise(9, 20_000), false);
     let large = model.dir(root, b"large");
     for number in 0..large_dir {
-        model.add(large, format!("entry {number:06}").as_bytes(), meta(0o644), Kind::Fifo);
+        model.add(
+            large,
+            format!("entry {number:06}").as_bytes(),
+            meta(0o644),
+            Kind::Fifo,
+        );
     }
     if kind == ViewKind::Layer {
         model.add(usr, b"deleted", Meta::default(), Kind::Whiteout);
-        let opaque = Dir { opaque: true, ..Dir::default() };
+        let opaque = Dir {
+            opaque: true,
+            ..Dir::default()
+        };
         let hidden = model.add(root, b"opaque", meta(0o755), Kind::Dir(opaque));
         model.file(hidden, b"only this", meta(0o644), b"seen".to_vec(), false);
     }
@@ -186,4 +272,6 @@ pub fn sample(kind: ViewKind, large_dir: usize) -> Model {
 }
 
 /// `cap_net_raw=ep`, version 2, as the kernel wants it.
-const CAPABILITY: &[u8] = &[1, 0, 0, 2, 0, 0x20, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
+const CAPABILITY: &[u8] = &[
+    1, 0, 0, 2, 0, 0x20, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0,
+];

@@ -17,7 +17,10 @@ use super::model::Model;
 pub fn find(fs: &Fs, path: &str) -> Result<Attr> {
     let mut attr = fs.patiently(|fs| fs.getattr(Node::ROOT))?.0;
     for name in path.split('/').filter(|name| !name.is_empty()) {
-        attr = fs.patiently(|fs| fs.lookup(attr.node, name.as_bytes()))?.attr.ok_or(Error::NotFound)?;
+        attr = fs
+            .patiently(|fs| fs.lookup(attr.node, name.as_bytes()))?
+            .attr
+            .ok_or(Error::NotFound)?;
     }
     Ok(attr)
 }
@@ -43,7 +46,14 @@ pub fn list(fs: &Fs, dir: Node, plus: bool, step: usize) -> Result<Vec<(Vec<u8>,
                 }
                 from = entry.next;
                 let attr = entry.attr.map(|(attr, _)| attr);
-                found.push((entry.name.to_vec(), Listed { node: entry.node, kind: entry.kind, attr }));
+                found.push((
+                    entry.name.to_vec(),
+                    Listed {
+                        node: entry.node,
+                        kind: entry.kind,
+                        attr,
+                    },
+                ));
                 true
             })
         })?;
@@ -55,9 +65,19 @@ pub fn list(fs: &Fs, dir: Node, plus: bool, step: usize) -> Result<Vec<(Vec<u8>,
 
 /// Compares the view whose root is `root` with `model`, every operation on every node.
 pub fn compare(fs: &Fs, root: Node, model: &Model, whiteouts: bool) {
-    let mut walk = Walk { fs, model, names: names(&model.tree), seen: HashMap::new(), whiteouts };
+    let mut walk = Walk {
+        fs,
+        model,
+        names: names(&model.tree),
+        seen: HashMap::new(),
+        whiteouts,
+    };
     walk.node(root, Tree::ROOT, "");
-    assert_eq!(walk.seen.len(), walk.names.len(), "each node of the tree was met");
+    assert_eq!(
+        walk.seen.len(),
+        walk.names.len(),
+        "each node of the tree was met"
+    );
 }
 
 /// Number of names of each node that can be reached.
@@ -96,10 +116,14 @@ impl Walk<'_> {
         let expected = self.model.tree.node(id);
         let (attr, _) = fs.patiently(|fs| fs.getattr(node)).unwrap();
         assert_eq!(attr.node, node, "{path}");
-        assert_eq!((attr.perm, attr.uid, attr.gid, attr.mtime), {
-            let meta = &expected.meta;
-            (meta.mode, meta.uid, meta.gid, meta.mtime)
-        }, "{path}");
+        assert_eq!(
+            (attr.perm, attr.uid, attr.gid, attr.mtime),
+            {
+                let meta = &expected.meta;
+                (meta.mode, meta.uid, meta.gid, meta.mtime)
+            },
+            "{path}"
+        );
         let (kind, rdev) = kind_of(&expected.kind);
         assert_eq!((attr.kind, attr.rdev), (kind, rdev), "{path}");
         self.xattrs(node, id, path);
@@ -111,7 +135,11 @@ impl Walk<'_> {
                 self.content(node, &self.model.contents[&id], path);
             }
             Kind::Symlink(target) => {
-                assert_eq!(fs.patiently(|fs| fs.readlink(node)).unwrap(), &target[..], "{path}");
+                assert_eq!(
+                    fs.patiently(|fs| fs.readlink(node)).unwrap(),
+                    &target[..],
+                    "{path}"
+                );
                 assert_eq!(attr.size, target.len() as u64, "{path}");
             }
             _ => assert!(fs.patiently(|fs| fs.read(node, 0, 1)).is_err(), "{path}"),
@@ -120,42 +148,67 @@ impl Walk<'_> {
 
     fn dir(&mut self, node: Node, id: NodeId, path: &str, attr: &Attr) {
         let fs = self.fs;
-        let Kind::Dir(expected) = &self.model.tree.node(id).kind else { unreachable!() };
-        let subdirs = expected.entries.values().filter(|child| {
-            matches!(self.model.tree.node(**child).kind, Kind::Dir(_))
-        });
+        let Kind::Dir(expected) = &self.model.tree.node(id).kind else {
+            unreachable!()
+        };
+        let subdirs = expected
+            .entries
+            .values()
+            .filter(|child| matches!(self.model.tree.node(**child).kind, Kind::Dir(_)));
         assert_eq!(attr.nlink as usize, 2 + subdirs.count(), "{path}");
         let step = 1 + (id.0 as usize * 7) % 40;
         let plain = list(fs, node, false, step).unwrap();
         let plus = list(fs, node, true, step + 1).unwrap();
-        assert!(plain[0].0 == b"." && plain[1].0 == b".." && plain[0].1.node == node, "{path}");
+        assert!(
+            plain[0].0 == b"." && plain[1].0 == b".." && plain[0].1.node == node,
+            "{path}"
+        );
         assert_eq!(plain.len(), plus.len(), "{path}");
-        let found: BTreeMap<&[u8], &Listed> = plain[2..].iter().map(|(name, listed)| (&name[..], listed)).collect();
+        let found: BTreeMap<&[u8], &Listed> = plain[2..]
+            .iter()
+            .map(|(name, listed)| (&name[..], listed))
+            .collect();
         assert_eq!(found.len(), plain.len() - 2, "{path}: a name twice");
         let wanted: Vec<&[u8]> = expected.entries.keys().map(|name| &name[..]).collect();
         assert_eq!(found.keys().copied().collect::<Vec<_>>(), wanted, "{path}");
         for ((name, plain), (other, plus)) in plain.iter().zip(&plus) {
-            assert_eq!((name, plain.node, plain.kind), (other, plus.node, plus.kind), "{path}");
+            assert_eq!(
+                (name, plain.node, plain.kind),
+                (other, plus.node, plus.kind),
+                "{path}"
+            );
             let attr = plus.attr.unwrap();
             assert_eq!((attr.node, attr.kind), (plain.node, plain.kind), "{path}");
         }
         for (name, child) in &expected.entries {
             let path = format!("{path}/{}", String::from_utf8_lossy(name));
-            let attr = fs.patiently(|fs| fs.lookup(node, name)).unwrap().attr.unwrap();
+            let attr = fs
+                .patiently(|fs| fs.lookup(node, name))
+                .unwrap()
+                .attr
+                .unwrap();
             let listed = found[&name[..]];
             assert_eq!((attr.node, attr.kind), (listed.node, listed.kind), "{path}");
             self.node(attr.node, *child, &path);
         }
-        let none = fs.patiently(|fs| fs.lookup(node, b"no such name, surely")).unwrap();
+        let none = fs
+            .patiently(|fs| fs.lookup(node, b"no such name, surely"))
+            .unwrap();
         assert_eq!(none.attr, None, "{path}");
-        let me = fs.patiently(|fs| fs.lookup(node, b".")).unwrap().attr.unwrap();
+        let me = fs
+            .patiently(|fs| fs.lookup(node, b"."))
+            .unwrap()
+            .attr
+            .unwrap();
         assert_eq!(me, *attr, "{path}");
     }
 
     fn content(&self, node: Node, expected: &[u8], path: &str) {
         let fs = self.fs;
         let read = |offset: usize, len: usize| {
-            let data = fs.patiently(|fs| fs.read(node, offset as u64, len)).unwrap();
+            let data = fs
+                .patiently(|fs| fs.read(node, offset as u64, len))
+                .unwrap();
             let end = expected.len().min(offset + len);
             let want = &expected[expected.len().min(offset)..end];
             assert!(*data == *want, "{path}: {len} bytes at {offset}");
@@ -173,11 +226,17 @@ impl Walk<'_> {
     fn xattrs(&self, node: Node, id: NodeId, path: &str) {
         let fs = self.fs;
         let expected = self.model.tree.node(id);
-        let mut wanted: BTreeMap<Vec<u8>, Vec<u8>> =
-            expected.meta.xattrs.iter().map(|(name, value)| (name.to_vec(), value.to_vec())).collect();
+        let mut wanted: BTreeMap<Vec<u8>, Vec<u8>> = expected
+            .meta
+            .xattrs
+            .iter()
+            .map(|(name, value)| (name.to_vec(), value.to_vec()))
+            .collect();
         if matches!(&expected.kind, Kind::Dir(dir) if dir.opaque) {
             wanted.insert(b"trusted.overlay.opaque".to_vec(), b"y".to_vec());
-            let also = fs.patiently(|fs| fs.getxattr(node, b"user.overlay.opaque", 10)).unwrap();
+            let also = fs
+                .patiently(|fs| fs.getxattr(node, b"user.overlay.opaque", 10))
+                .unwrap();
             assert_eq!(also, XattrReply::Value(b"y".to_vec()), "{path}");
             assert!(self.whiteouts);
         } else {
@@ -190,14 +249,29 @@ impl Walk<'_> {
         };
         let size = fs.patiently(|fs| fs.listxattr(node, 0)).unwrap();
         assert_eq!(size, XattrReply::Size(listed.len() as u32), "{path}");
-        let mut names: Vec<&[u8]> = listed.split(|byte| *byte == 0).filter(|name| !name.is_empty()).collect();
+        let mut names: Vec<&[u8]> = listed
+            .split(|byte| *byte == 0)
+            .filter(|name| !name.is_empty())
+            .collect();
         names.sort_unstable();
-        assert_eq!(names, wanted.keys().map(|name| &name[..]).collect::<Vec<_>>(), "{path}");
+        assert_eq!(
+            names,
+            wanted.keys().map(|name| &name[..]).collect::<Vec<_>>(),
+            "{path}"
+        );
         for (name, value) in wanted {
             let get = |size| fs.patiently(|fs| fs.getxattr(node, &name, size));
-            assert_eq!(get(0).unwrap(), XattrReply::Size(value.len() as u32), "{path}");
+            assert_eq!(
+                get(0).unwrap(),
+                XattrReply::Size(value.len() as u32),
+                "{path}"
+            );
             if !value.is_empty() {
-                assert_eq!(get(value.len() as u32).unwrap(), XattrReply::Value(value.clone()), "{path}");
+                assert_eq!(
+                    get(value.len() as u32).unwrap(),
+                    XattrReply::Value(value.clone()),
+                    "{path}"
+                );
                 if value.len() > 1 {
                     assert!(matches!(get(1), Err(Error::SmallBuffer(_))), "{path}");
                 }

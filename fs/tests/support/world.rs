@@ -84,14 +84,25 @@ impl World {
             let memory = state.donors.entry(*donor).or_default();
             let offset = memory.len() as u64;
             memory.extend_from_slice(bytes);
-            let extent =
-                Extent { donor: *donor, epoch: 1, region: RegionId(7), offset, len: bytes.len() as u32 };
+            let extent = Extent {
+                donor: *donor,
+                epoch: 1,
+                region: RegionId(7),
+                offset,
+                len: bytes.len() as u32,
+            };
             state.places.entry(id).or_default().push(extent);
         }
     }
 
     /// Writes a model's index and places all of it.
-    pub fn publish(&self, model: &mut Model, kind: ViewKind, number: u32, donors: &[u64]) -> IndexRef {
+    pub fn publish(
+        &self,
+        model: &mut Model,
+        kind: ViewKind,
+        number: u32,
+        donors: &[u64],
+    ) -> IndexRef {
         let written = model.write(kind);
         for (id, bytes) in &model.packs {
             self.place(*id, bytes, donors);
@@ -104,16 +115,34 @@ impl World {
             packs.push(PackId(id));
             self.place(PackId(id), bytes, donors);
         }
-        self.state.lock().unwrap().disk.insert(written.digest, written.bytes);
-        IndexRef { digest: written.digest, len: written.len, packs }
+        self.state
+            .lock()
+            .unwrap()
+            .disk
+            .insert(written.digest, written.bytes);
+        IndexRef {
+            digest: written.digest,
+            len: written.len,
+            packs,
+        }
     }
 
     pub fn layer(&self, model: &mut Model, number: u32, donors: &[u64]) -> LayerEntry {
         let index = self.publish(model, ViewKind::Layer, number, donors);
-        LayerEntry { diff_id: Digest::of(&number.to_le_bytes()), number, index }
+        LayerEntry {
+            diff_id: Digest::of(&number.to_le_bytes()),
+            number,
+            index,
+        }
     }
 
-    pub fn image(&self, name: (&str, &str, &str), model: &mut Model, number: u32, donors: &[u64]) -> ImageEntry {
+    pub fn image(
+        &self,
+        name: (&str, &str, &str),
+        model: &mut Model,
+        number: u32,
+        donors: &[u64],
+    ) -> ImageEntry {
         let index = self.publish(model, ViewKind::Image, number, donors);
         let config = format!("{{\"config\":{number}}}");
         let manifest = format!("{{\"manifest\":{number}}}");
@@ -128,8 +157,12 @@ impl World {
             index,
         };
         let mut state = self.state.lock().unwrap();
-        state.documents.insert(entry.manifest, manifest.into_bytes().into());
-        state.documents.insert(entry.config, config.into_bytes().into());
+        state
+            .documents
+            .insert(entry.manifest, manifest.into_bytes().into());
+        state
+            .documents
+            .insert(entry.config, config.into_bytes().into());
         drop(state);
         entry
     }
@@ -137,7 +170,11 @@ impl World {
     pub fn show(&self, images: Vec<ImageEntry>, layers: Vec<LayerEntry>) {
         let mut state = self.state.lock().unwrap();
         let generation = state.snapshot.generation + 1;
-        state.snapshot = Arc::new(Snapshot { generation, images, layers });
+        state.snapshot = Arc::new(Snapshot {
+            generation,
+            images,
+            layers,
+        });
     }
 
     pub fn fault(&self, donor: u64, fault: Option<Fault>) {
@@ -177,7 +214,11 @@ impl World {
     }
 
     pub fn corrupt_document(&self, digest: &Digest) {
-        self.state.lock().unwrap().documents.insert(*digest, b"something else".to_vec().into());
+        self.state
+            .lock()
+            .unwrap()
+            .documents
+            .insert(*digest, b"something else".to_vec().into());
     }
 
     pub fn refuse_refills(&self, refuse: bool) {
@@ -204,7 +245,10 @@ impl World {
         let state = self.state.lock().unwrap();
         if state.metad_down {
             let source = Box::new(std::io::Error::from(std::io::ErrorKind::ConnectionRefused));
-            return Err(SourceError::Unavailable { what: what.into(), source });
+            return Err(SourceError::Unavailable {
+                what: what.into(),
+                source,
+            });
         }
         Ok(state)
     }
@@ -217,7 +261,11 @@ impl Catalogue for World {
 
     fn document(&self, digest: &Digest, _deadline: Instant) -> Result<Arc<[u8]>, SourceError> {
         let state = self.up("metad for a document")?;
-        state.documents.get(digest).cloned().ok_or_else(|| SourceError::Gone(digest.to_string()))
+        state
+            .documents
+            .get(digest)
+            .cloned()
+            .ok_or_else(|| SourceError::Gone(digest.to_string()))
     }
 
     fn read_index(
@@ -228,22 +276,37 @@ impl Catalogue for World {
         _deadline: Instant,
     ) -> Result<(), SourceError> {
         let state = self.up("metad for an index")?;
-        let file = state.disk.get(&index.digest).ok_or_else(|| SourceError::Gone("index".into()))?;
+        let file = state
+            .disk
+            .get(&index.digest)
+            .ok_or_else(|| SourceError::Gone("index".into()))?;
         into.copy_from_slice(&file[offset as usize..][..into.len()]);
         Ok(())
     }
 
-    fn locate(&self, packs: &[PackId], fresh: bool, _deadline: Instant) -> Result<Vec<Vec<Extent>>, SourceError> {
+    fn locate(
+        &self,
+        packs: &[PackId],
+        fresh: bool,
+        _deadline: Instant,
+    ) -> Result<Vec<Vec<Extent>>, SourceError> {
         let state = self.up("metad for places")?;
         let answer = |pack: &PackId| {
             let stale = state.stale.get(pack).filter(|_| !fresh);
-            stale.or_else(|| state.places.get(pack)).cloned().unwrap_or_default()
+            stale
+                .or_else(|| state.places.get(pack))
+                .cloned()
+                .unwrap_or_default()
         };
         Ok(packs.iter().map(answer).collect())
     }
 
     fn report_lost(&self, pack: &PackId, extent: &Extent, why: &str) {
-        self.state.lock().unwrap().lost.push((*pack, *extent, why.into()));
+        self.state
+            .lock()
+            .unwrap()
+            .lost
+            .push((*pack, *extent, why.into()));
     }
 
     fn report_use(&self, packs: &[PackId]) {
@@ -263,22 +326,36 @@ impl Pool for World {
         let fault = state.faults.get(&donor).copied();
         if fault == Some(Fault::Hang) {
             drop(state);
-            std::thread::sleep(deadline.saturating_duration_since(Instant::now()).min(Duration::from_secs(60)));
+            std::thread::sleep(
+                deadline
+                    .saturating_duration_since(Instant::now())
+                    .min(Duration::from_secs(60)),
+            );
             return Err(TransportError::Deadline);
         }
         let memory = state.donors.get(&donor);
         let Some(memory) = memory.filter(|_| fault != Some(Fault::Gone)) else {
             let source = std::io::ErrorKind::ConnectionRefused.into();
-            return Err(TransportError::Unreachable { address: format!("donor {donor}"), source });
+            return Err(TransportError::Unreachable {
+                address: format!("donor {donor}"),
+                source,
+            });
         };
         if epoch != 1 {
-            return Err(TransportError::WrongEpoch { wanted: epoch, actual: 1 });
+            return Err(TransportError::WrongEpoch {
+                wanted: epoch,
+                actual: 1,
+            });
         }
         self.batches.fetch_add(1, Ordering::Relaxed);
         for read in batch {
             let (offset, len) = (read.offset, read.into.len() as u64);
             let from = memory.get(offset as usize..(offset + len) as usize);
-            let from = from.ok_or(TransportError::OutOfBounds { region: read.region, offset, len })?;
+            let from = from.ok_or(TransportError::OutOfBounds {
+                region: read.region,
+                offset,
+                len,
+            })?;
             read.into.copy_from_slice(from);
             if fault == Some(Fault::Flip) {
                 let middle = read.into.len() / 2;
@@ -291,7 +368,11 @@ impl Pool for World {
     }
 
     fn describe(&self, donor: u64) -> String {
-        if donor < 100 { "local".into() } else { "far".into() }
+        if donor < 100 {
+            "local".into()
+        } else {
+            "far".into()
+        }
     }
 }
 
@@ -302,7 +383,11 @@ impl Refill for World {
         if state.refuse_refills {
             return Err(SourceError::Gone("the source".into()));
         }
-        let bytes = state.origin.get(pack).cloned().ok_or_else(|| SourceError::Gone("pack".into()))?;
+        let bytes = state
+            .origin
+            .get(pack)
+            .cloned()
+            .ok_or_else(|| SourceError::Gone("pack".into()))?;
         state.places.remove(pack);
         drop(state);
         self.place(*pack, &bytes, &[50]);
