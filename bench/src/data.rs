@@ -182,7 +182,8 @@ fn write_images(options: &Options) -> anyhow::Result<(Data, Vec<Layer>)> {
     )?;
     let mut bench = vec![small.clone(), meta, big.clone()];
     if let Some(tar) = &options.python_root {
-        bench.push(layout.import_tar(tar)?);
+        let why = || format!("cannot take {} for the Python root", tar.display());
+        bench.push(layout.import_tar(tar).with_context(why)?);
     }
     let mut images = BTreeMap::from([
         ("bench".to_owned(), layout.image("bench", &bench)?),

@@ -18,6 +18,8 @@ use crate::{
 
 /// Longest wait for a daemon of ours.
 const READY: Duration = Duration::from_secs(30);
+/// Time that a new node is given to come to rest.
+const SETTLE: Duration = Duration::from_millis(300);
 /// Room that a pool needs beside the content: indexes, slabs not filled to the brim.
 const SPARE_BYTES: u64 = 512 << 20;
 
@@ -165,7 +167,11 @@ impl Harbour {
             .arg(&mount);
         node.env_remove("HARBOUR_CONFIG");
         let mut daemon = Daemon::start(&mut node, &place.work.join(format!("{name}.log")))?;
-        daemon.wait_ready(READY, || mounts::is_mount_point(&mount))?;
+        let named =
+            || fs::read_dir(mount.join("images")).is_ok_and(|mut names| names.next().is_some());
+        daemon.wait_ready(READY, || mounts::is_mount_point(&mount) && named())?;
+        // What it does besides at its start is not to run beside a measurement.
+        std::thread::sleep(SETTLE);
         Ok(Node {
             mount,
             _daemon: daemon,

@@ -286,7 +286,9 @@ impl Work {
             Self::Stat => stat_all(root, &inputs.meta),
             Self::OpenRead => read_all(root, &inputs.small),
             Self::Python => {
-                let mut python = Command::new("chroot");
+                // With no environment there is no PATH to find it in.
+                let chroot = command::find("chroot").context("chroot is not installed")?;
+                let mut python = Command::new(chroot);
                 python
                     .arg(root)
                     .args(["/usr/bin/python3", "-I", "-B", "-c", PYTHON])
