@@ -4,7 +4,7 @@ use std::{
     fs::{self, File},
     path::{Path, PathBuf},
     process::{Command, Stdio},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use anyhow::Context as _;
@@ -18,6 +18,8 @@ use crate::{
 
 /// Longest wait for a daemon of ours.
 const READY: Duration = Duration::from_secs(30);
+/// Longest wait for a fast view.
+const VIEW_WAIT: Duration = Duration::from_secs(10);
 /// Time that a new node is given to come to rest.
 const SETTLE: Duration = Duration::from_millis(300);
 /// Room that a pool needs beside the content: indexes, slabs not filled to the brim.
@@ -117,13 +119,18 @@ impl Harbour {
         root_below(&self.mount, manifest)
     }
 
-    /// The kernel's view of the same image, if this kernel can and it is mounted.
+    /// The kernel's view of the same image, if this kernel can. The node mounts it a moment after
+    /// the pull.
     pub(crate) fn view(&self, manifest: &str) -> anyhow::Result<PathBuf> {
         let view = self.run.join("view").join(&manifest[..12]);
-        anyhow::ensure!(
-            mounts::is_mount_point(&view),
-            "no fast view is mounted: Linux 6.12 or later can"
-        );
+        let end = Instant::now() + VIEW_WAIT;
+        while !mounts::is_mount_point(&view) {
+            anyhow::ensure!(
+                Instant::now() < end,
+                "no fast view after {VIEW_WAIT:?}: it needs Linux 6.12 or later"
+            );
+            std::thread::sleep(Duration::from_millis(20));
+        }
         Ok(view)
     }
 

@@ -99,23 +99,8 @@ pub(crate) fn run(options: &Options, place: &Place) -> anyhow::Result<Report> {
         small: shuffled(&common.data.join("small.list"), 1)?,
         meta: shuffled(&common.data.join("meta.list"), 2)?,
     };
-    let want = |name: &str| {
-        options.targets.is_empty() || options.targets.iter().any(|t| t.ends_with(name))
-    };
-    let harbour = if want(DIRS) || want(VIEW) {
-        Some(pooled(common, &data, place).context("harbour does not serve the data")?)
-    } else {
-        None
-    };
-    let mut ours = Vec::new();
-    if let Some(harbour) = &harbour {
-        let manifest = &data.image("bench")?.manifest;
-        ours.push((DIRS, harbour.root(manifest)?));
-        match harbour.view(manifest) {
-            Ok(view) => ours.push((VIEW, view)),
-            Err(why) => report.skip(VIEW, why),
-        }
-    }
+    let harbour = pooled(options, &data, place).context("harbour does not serve the data")?;
+    let ours = doors(harbour.as_ref(), &data, &mut report)?;
     let targets = targets::build(&common.data, place, ours, &options.targets, &mut report);
     let measured: Vec<&Target> = targets.iter().filter(|target| target.measured).collect();
     let mut works: Vec<Work> = WORKS
@@ -153,16 +138,37 @@ fn chosen(only: &[String], name: &str) -> bool {
     only.is_empty() || only.iter().any(|o| o == name)
 }
 
-/// A pool with the data in it.
-fn pooled(common: &Common, data: &Data, place: &Place) -> anyhow::Result<Harbour> {
+/// A pool with the data in it, if one of its doors is asked for.
+fn pooled(options: &Options, data: &Data, place: &Place) -> anyhow::Result<Option<Harbour>> {
+    let wanted = |name: &str| options.targets.iter().any(|target| target.ends_with(name));
+    if !options.targets.is_empty() && !wanted(DIRS) && !wanted(VIEW) {
+        return Ok(None);
+    }
+    let common = &options.common;
     let image = data.image("bench")?;
     let harbour = Harbour::up(&common.harbour, place, "w", image.unpacked_bytes, &[])?;
     let seconds = harbour.pull(&format!("oci:{}:bench", common.data.join("oci").display()))?;
-    command::note(&format!(
-        "pooled {} MB in {seconds:.1} s",
-        image.unpacked_bytes / 1_000_000
-    ));
-    Ok(harbour)
+    let megabytes = image.unpacked_bytes / 1_000_000;
+    command::note(&format!("pooled {megabytes} MB in {seconds:.1} s"));
+    Ok(Some(harbour))
+}
+
+/// Where our doors to the data are.
+fn doors(
+    harbour: Option<&Harbour>,
+    data: &Data,
+    report: &mut Report,
+) -> anyhow::Result<Vec<(&'static str, PathBuf)>> {
+    let Some(harbour) = harbour else {
+        return Ok(Vec::new());
+    };
+    let manifest = &data.image("bench")?.manifest;
+    let mut ours = vec![(DIRS, harbour.root(manifest)?)];
+    match harbour.view(manifest) {
+        Ok(view) => ours.push((VIEW, view)),
+        Err(why) => report.skip(VIEW, why),
+    }
+    Ok(ours)
 }
 
 /// Names of a set, in an order that no directory has.
@@ -328,7 +334,7 @@ fn read_all(root: &Path, names: &[String]) -> anyhow::Result<Measured> {
     let mut amount = 0;
     let started = Instant::now();
     for path in &paths {
-        let read = || -> std::io::Result<u64> {
+        let mut read = || -> std::io::Result<u64> {
             let mut file = File::open(path)?;
             let mut total = 0;
             loop {
@@ -338,7 +344,6 @@ fn read_all(root: &Path, names: &[String]) -> anyhow::Result<Measured> {
                 }
             }
         };
-        let mut read = read;
         amount += read().with_context(|| format!("cannot read {}", path.display()))?;
     }
     Ok(Measured {
