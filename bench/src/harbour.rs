@@ -18,7 +18,7 @@ use crate::{
 
 /// Longest wait for a daemon of ours.
 const READY: Duration = Duration::from_secs(30);
-/// Longest wait for a fast view.
+/// Longest wait for an image, or a fast view of it, to appear after its pull.
 const VIEW_WAIT: Duration = Duration::from_secs(10);
 /// Time that a new node is given to come to rest.
 const SETTLE: Duration = Duration::from_millis(300);
@@ -114,9 +114,25 @@ impl Harbour {
         &self.mount
     }
 
-    /// The merged tree of the image whose manifest has this digest.
+    /// The merged tree of the image whose manifest has this digest. A mount may hear of a pull a
+    /// moment after it: how long that took is told.
     pub(crate) fn root(&self, manifest: &str) -> anyhow::Result<PathBuf> {
-        root_below(&self.mount, manifest)
+        let started = Instant::now();
+        let mut tries = 0;
+        loop {
+            match root_below(&self.mount, manifest) {
+                Err(_) if started.elapsed() < VIEW_WAIT => tries += 1,
+                Ok(_) if tries > 0 => {
+                    let waited = started.elapsed().as_millis();
+                    command::note(&format!(
+                        "the mount showed the image {waited} ms after its pull"
+                    ));
+                    tries = 0;
+                }
+                done => return done,
+            }
+            std::thread::sleep(Duration::from_millis(5));
+        }
     }
 
     /// The kernel's view of the same image, if this kernel can. The node mounts it a moment after
