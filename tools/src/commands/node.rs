@@ -31,7 +31,10 @@ use crate::{
 };
 
 /// How often the page is brought up to date.
-const PAGE_EVERY: Duration = Duration::from_millis(100);
+const PAGE_EVERY: Duration = Duration::from_millis(20);
+
+/// The same while something is about to change.
+const PAGE_SOON: Duration = Duration::from_millis(5);
 
 pub(super) fn run(context: &Context, args: NodeArgs) -> anyhow::Result<ExitCode> {
     daemon::follow_parent(args.supervised)?;
@@ -193,18 +196,17 @@ async fn keep_page(
             let donors = client.list_donors(v1::ListDonorsRequest {}).await;
             ready = donors.is_ok_and(|reply| reply.donors.iter().any(|donor| donor.live));
         }
+        let (generation, newest) = shown.generations();
         let names = views.map(FastViews::mounted).unwrap_or_default();
-        if let Err(error) = page.write(ready, &shown.fast_view, &names) {
+        if let Err(error) = page.write(ready, generation, &shown.fast_view, &names) {
             tracing::debug!(%error, "the page cannot be written");
         }
-        if stop
-            .within(if ready {
-                PAGE_EVERY
-            } else {
-                Duration::from_millis(20)
-            })
-            .await
-        {
+        let pause = if ready && generation == newest {
+            PAGE_EVERY
+        } else {
+            PAGE_SOON
+        };
+        if stop.within(pause).await {
             return;
         }
     }

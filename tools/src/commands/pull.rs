@@ -1,6 +1,6 @@
 //! `harbour pull`
 
-use std::{process::ExitCode, sync::Arc};
+use std::{process::ExitCode, sync::Arc, time::Duration};
 
 use anyhow::Context as _;
 use harbour_image::{reference::ImageName, source::SourceSpec};
@@ -11,6 +11,7 @@ use super::Context;
 use crate::{
     cli, failure,
     ingest::{
+        IngestError,
         options::options,
         pull::{PullReport, pull},
     },
@@ -19,6 +20,12 @@ use crate::{
     size::Size,
     stop::Stop,
 };
+
+/// Longest time from Ctrl-C to the end.
+const STOP_LIMIT: Duration = Duration::from_secs(3);
+
+/// Longest wait for the mount of this host to show what was pulled.
+const SHOW_LIMIT: Duration = Duration::from_secs(5);
 
 pub(super) fn run(context: &Context, args: cli::Pull) -> anyhow::Result<ExitCode> {
     let options = Arc::new(options(&args.keys, &context.file, args.insecure)?);
@@ -37,16 +44,24 @@ pub(super) fn run(context: &Context, args: cli::Pull) -> anyhow::Result<ExitCode
                 )
             })?;
             let display = progress::display(args.progress);
-            let report = pull(
+            let pulling = pull(
                 client.clone(),
                 Arc::clone(&link),
                 &spec,
                 &options,
                 display,
                 stop.flag(),
-            )
-            .await
-            .with_context(|| format!("cannot pull {image}"))?;
+            );
+            let report = tokio::select! {
+                report = pulling => report,
+                // The pull sees the flag itself and gives its space back; a source that hangs does
+                // not keep it from ending.
+                () = async { stop.wait().await; tokio::time::sleep(STOP_LIMIT).await } => {
+                    Err(IngestError::Cancelled)
+                }
+            };
+            let report = report.with_context(|| format!("cannot pull {image}"))?;
+            wait_for_mount(context, report.generation).await;
             if !args.json {
                 print(context, &report)?;
             }
@@ -55,12 +70,38 @@ pub(super) fn run(context: &Context, args: cli::Pull) -> anyhow::Result<ExitCode
         anyhow::Ok(reports)
     });
     // Transfers that were cut off sit in blocking reads for a moment: they are not waited for.
-    runtime.shutdown_timeout(std::time::Duration::from_millis(200));
+    runtime.shutdown_timeout(Duration::from_millis(200));
     let reports = outcome?;
     if args.json {
         output::json(&json!(reports))?;
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// Waits until the mount of this host, if there is one, shows what was committed: whoever lists it
+/// right after a pull finds the image.
+async fn wait_for_mount(context: &Context, generation: u64) {
+    let path = crate::node::session::path(&context.places);
+    let deadline = tokio::time::Instant::now() + SHOW_LIMIT;
+    loop {
+        let Ok(text) = tokio::fs::read(&path).await else {
+            return;
+        };
+        let page: serde_json::Value = serde_json::from_slice(&text).unwrap_or_default();
+        if page["generation"]
+            .as_u64()
+            .is_some_and(|shown| shown >= generation)
+        {
+            return;
+        }
+        if tokio::time::Instant::now() >= deadline {
+            tracing::warn!(
+                "the image is in the pool, but the mount of this host does not show it yet"
+            );
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(2)).await;
+    }
 }
 
 fn print(context: &Context, report: &PullReport) -> anyhow::Result<()> {

@@ -19,6 +19,9 @@ use crate::link::Link;
 /// Longest time for writing one pack into a donor's memory.
 const WRITE_LIMIT: Duration = Duration::from_secs(30);
 
+/// Longest time for space to be found, which may have to be freed and let go of by readers.
+pub const RESERVE_LIMIT: Duration = Duration::from_secs(40);
+
 /// Everything that work under a lease needs. Cheap to clone; the last clone's drop ends renewal.
 #[derive(Clone)]
 pub struct Pull {
@@ -183,7 +186,9 @@ impl Pull {
                 len: pack.len,
             }],
         };
-        let reply = self.wait(self.inner.client.reserve(request))?;
+        // A full pool frees space first, and readers have to let go of it.
+        let client = self.inner.client.with_timeout(RESERVE_LIMIT);
+        let reply = self.wait(client.reserve(request))?;
         self.inner.link.learn(&reply.donors);
         let [reserved] = reply.packs.as_slice() else {
             return Err(IngestError::Bug(

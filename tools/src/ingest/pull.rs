@@ -23,6 +23,9 @@ use harbour_metad_client::{Client, v1};
 use super::{IngestError, index_store, layer, lease::Pull, refill};
 use crate::{link::Link, progress::PullProgress};
 
+/// Longest manifest and config together, in bytes: one message with room for the rest of it.
+const DOCUMENTS_MAX: usize = harbour_metad_client::FRAME_MAX - (64 << 10);
+
 /// What a pull needs to know besides the image.
 pub struct PullOptions {
     /// Platform to take from an index; that of this host when there is none.
@@ -56,6 +59,8 @@ pub struct PullReport {
     pub stored_bytes: u64,
     /// Sum of the sizes of the files in the image.
     pub unpacked_bytes: u64,
+    /// Generation of the catalogue that has the image.
+    pub generation: u64,
     /// From the first question to the commit.
     pub took: Duration,
 }
@@ -87,6 +92,7 @@ pub async fn pull(
             .await
             .map_err(source_error)?,
     );
+    check_documents(&image, &what)?;
     let lease = Pull::begin(client, link, &what, stopped, options.failpoints.clone()).await?;
     let outcome = run(&lease, spec, &source, &image, options, &progress, begun).await;
     if outcome.is_err() {
@@ -95,6 +101,17 @@ pub async fn pull(
     }
     progress.finished();
     outcome
+}
+
+/// Manifest and config travel to metad in one message.
+fn check_documents(image: &ResolvedImage, what: &str) -> Result<(), IngestError> {
+    let len = image.manifest.len() + image.raw_config.len();
+    if len <= DOCUMENTS_MAX {
+        return Ok(());
+    }
+    Err(IngestError::Limit(format!(
+        "manifest and config of {what} have {len} bytes together; at most {DOCUMENTS_MAX} are kept"
+    )))
 }
 
 async fn run(
@@ -106,7 +123,7 @@ async fn run(
     progress: &Arc<dyn PullProgress>,
     begun: Instant,
 ) -> Result<PullReport, IngestError> {
-    let (known, refilled) = known_layers(lease, image, options, progress).await?;
+    let (known, refilled) = known_layers(lease, source, image, options, progress).await?;
     let mut indexes: HashMap<Digest, Arc<[u8]>> = HashMap::new();
     let mut unpacked: HashMap<Digest, u64> = HashMap::new();
     let mut missing: Vec<LayerDescriptor> = Vec::new();
@@ -155,7 +172,7 @@ async fn run(
         spec,
     );
     lease.step("pull.committing");
-    lease.client().commit(request).await?;
+    let generation = lease.client().commit(request).await?.generation;
     lease.step("pull.committed");
     Ok(PullReport {
         name,
@@ -166,6 +183,7 @@ async fn run(
         fetched_bytes,
         stored_bytes: lease.stored_bytes(),
         unpacked_bytes,
+        generation,
         took: begun.elapsed(),
     })
 }
@@ -174,6 +192,7 @@ async fn run(
 /// and how many of them had lost something.
 async fn known_layers(
     lease: &Pull,
+    source: &Source,
     image: &ResolvedImage,
     options: &Arc<PullOptions>,
     progress: &Arc<dyn PullProgress>,
@@ -185,7 +204,14 @@ async fn known_layers(
     }
     // A refill is a pull of its own: it commits whatever becomes of this one.
     let refill = lease.again("lost content").await?;
-    let outcome = refill::layers(&refill, &partial, options, progress).await;
+    let outcome = refill::layers(
+        &refill,
+        &partial,
+        (source, &image.layers),
+        options,
+        progress,
+    )
+    .await;
     if !matches!(outcome, Ok(1..)) {
         refill.abort().await;
     }

@@ -14,13 +14,17 @@ use harbour_image::{
     digest::Digest,
     index::{Index, What},
     manifest::{LayerDescriptor, Platform},
-    object::{ObjectId, PackId, hash_object},
+    object::{ObjectId, PACK_MAX, PackId, hash_object},
     source::{Source, SourceSpec},
     tree::{ObjectKey, ObjectSink},
 };
 use harbour_metad_client::{LOCATE_MAX, Snapshot, v1};
 
-use super::{IngestError, index_store, layer, lease::Pull, pull::PullOptions};
+use super::{
+    IngestError, index_store, layer,
+    lease::Pull,
+    pull::{PullOptions, join},
+};
 use crate::progress::PullProgress;
 
 /// Range of the data region whose segments are looked at together, in bytes.
@@ -30,19 +34,30 @@ const STEP: u64 = 64 << 20;
 pub async fn layers(
     lease: &Pull,
     wanted: &[Digest],
+    own: OwnSource<'_>,
     options: &Arc<PullOptions>,
     progress: &Arc<dyn PullProgress>,
 ) -> Result<usize, IngestError> {
     let snapshot = lease.client().snapshot().await?;
     let mut packs = BTreeSet::new();
-    for layer in snapshot
-        .layers
-        .iter()
-        .filter(|l| wanted.iter().any(|w| w.as_bytes()[..] == l.diff_id))
-    {
+    for layer in &snapshot.layers {
+        if !wanted.iter().any(|w| w.as_bytes()[..] == layer.diff_id) {
+            continue;
+        }
         packs.extend(packs_of(lease, layer).await?.into_keys());
+        packs.extend(index_packs(layer.index.as_ref()));
     }
-    packs_of_snapshot(lease, &snapshot, packs, options, progress).await
+    packs_of_snapshot(lease, &snapshot, packs, Some(own), options, progress).await
+}
+
+/// The source that the caller has open already, and the layers it gives: asked before those that
+/// the catalogue names.
+pub type OwnSource<'a> = (&'a Source, &'a [LayerDescriptor]);
+
+/// Names of the packs that an index itself lies in.
+fn index_packs(index: Option<&v1::IndexRef>) -> impl Iterator<Item = PackId> {
+    let names = index.into_iter().flat_map(|index| &index.packs);
+    names.filter_map(|name| <[u8; 32]>::try_from(name.as_slice()).ok().map(PackId))
 }
 
 /// Brings back those of `packs` that have no replica.
@@ -53,13 +68,14 @@ pub async fn packs(
     progress: &Arc<dyn PullProgress>,
 ) -> Result<usize, IngestError> {
     let snapshot = lease.client().snapshot().await?;
-    packs_of_snapshot(lease, &snapshot, packs, options, progress).await
+    packs_of_snapshot(lease, &snapshot, packs, None, options, progress).await
 }
 
 async fn packs_of_snapshot(
     lease: &Pull,
     snapshot: &Snapshot,
     packs: BTreeSet<PackId>,
+    own: Option<OwnSource<'_>>,
     options: &Arc<PullOptions>,
     progress: &Arc<dyn PullProgress>,
 ) -> Result<usize, IngestError> {
@@ -67,71 +83,37 @@ async fn packs_of_snapshot(
     if lost.is_empty() {
         return Ok(0);
     }
-    let mut users = Vec::new();
-    let mut lens: BTreeMap<PackId, u32> = BTreeMap::new();
-    let mut index_parts: Vec<(PackId, Vec<u8>)> = Vec::new();
-    for layer in &snapshot.layers {
-        let of_layer = packs_of(lease, layer).await?;
-        let shared: Vec<_> = of_layer
-            .iter()
-            .filter(|(id, _)| lost.contains(*id))
-            .collect();
-        if !shared.is_empty() {
-            lens.extend(shared.iter().map(|(id, len)| (**id, **len)));
-            users.push(layer);
-        }
+    let plan = Plan::new(lease, snapshot, &lost).await?;
+    let extents = Arc::new(reserve(lease, &plan.lens).await?);
+    for (id, bytes) in plan.index_parts {
+        let (lease, extents) = (lease.clone(), Arc::clone(&extents));
+        join(tokio::task::spawn_blocking(move || {
+            extents
+                .get(&id)
+                .into_iter()
+                .flatten()
+                .try_for_each(|extent| lease.write(extent, 0, &bytes))
+        }))
+        .await?;
     }
-    for index in snapshot
-        .layers
-        .iter()
-        .filter_map(|l| l.index.as_ref())
-        .chain(snapshot.images.iter().filter_map(|i| i.index.as_ref()))
-    {
-        if index
-            .packs
-            .iter()
-            .any(|p| <[u8; 32]>::try_from(p.as_slice()).is_ok_and(|p| lost.contains(&PackId(p))))
-        {
-            let bytes = index_store::fetch(lease.client(), index, "a refilled view").await?;
-            for part in bytes.chunks(harbour_image::object::PACK_MAX) {
-                let id = PackId(*blake3::hash(part).as_bytes());
-                if lost.contains(&id) && !lens.contains_key(&id) {
-                    lens.insert(id, part.len() as u32);
-                    index_parts.push((id, part.to_vec()));
-                }
-            }
-        }
-    }
-    let extents = reserve(lease, &lens).await?;
-    for (id, bytes) in index_parts {
-        for extent in extents.get(&id).into_iter().flatten() {
-            let (lease, extent, bytes) = (lease.clone(), *extent, bytes.clone());
-            super::pull::join(tokio::task::spawn_blocking(move || {
-                lease.write(&extent, 0, &bytes)
-            }))
-            .await?;
-        }
-    }
-    let extents = Arc::new(extents);
-    for (source, descriptors) in sources_of(&users, snapshot, options).await? {
-        let source = Arc::new(source);
+    for (source, descriptors) in sources_of(&plan.users, snapshot, own, options).await? {
         for descriptor in descriptors {
-            let reference = users
+            let users = &plan.users;
+            let user = users
                 .iter()
-                .find(|l| l.diff_id == descriptor.diff_id.as_bytes())
-                .and_then(|l| l.index.clone())
-                .unwrap_or_default();
+                .find(|l| l.diff_id == descriptor.diff_id.as_bytes());
+            let reference = user.and_then(|l| l.index.clone()).unwrap_or_default();
             let index =
                 index_store::fetch(lease.client(), &reference, &descriptor.diff_id.to_string())
                     .await?;
             let bar = progress.layer(&descriptor);
             let (lease, source, extents, limits) = (
                 lease.clone(),
-                Arc::clone(&source),
+                source.clone(),
                 Arc::clone(&extents),
                 options.limits.clone(),
             );
-            super::pull::join(tokio::task::spawn_blocking(move || {
+            join(tokio::task::spawn_blocking(move || {
                 refill_layer(
                     &lease,
                     &source,
@@ -145,21 +127,79 @@ async fn packs_of_snapshot(
             .await?;
         }
     }
-    let packs = lens
+    let packs = plan
+        .lens
         .iter()
         .map(|(id, len)| v1::PackWanted {
             pack: id.0.to_vec(),
             len: *len,
         })
         .collect();
-    lease
-        .client()
-        .commit_refill(v1::CommitRefillRequest {
-            pull: Some(lease.reference()),
-            packs,
-        })
-        .await?;
-    Ok(lens.len())
+    let request = v1::CommitRefillRequest {
+        pull: Some(lease.reference()),
+        packs,
+    };
+    lease.client().commit_refill(request).await?;
+    Ok(plan.lens.len())
+}
+
+/// What a refill has to do.
+#[derive(Default)]
+struct Plan<'a> {
+    /// Lost packs that something refers to, and their lengths.
+    lens: BTreeMap<PackId, u32>,
+    /// Layers that have content in them.
+    users: Vec<&'a v1::Layer>,
+    /// Lost packs of indexes, which metad's disk has.
+    index_parts: Vec<(PackId, Vec<u8>)>,
+}
+
+impl<'a> Plan<'a> {
+    async fn new(
+        lease: &Pull,
+        snapshot: &'a Snapshot,
+        lost: &BTreeSet<PackId>,
+    ) -> Result<Self, IngestError> {
+        let mut plan = Self::default();
+        for layer in &snapshot.layers {
+            let of_layer = packs_of(lease, layer).await?;
+            let shared: Vec<_> = of_layer
+                .into_iter()
+                .filter(|(id, _)| lost.contains(id))
+                .collect();
+            if !shared.is_empty() {
+                plan.lens.extend(shared);
+                plan.users.push(layer);
+            }
+        }
+        // Gathered first: what borrows across an await must be plain.
+        let mut indexes: Vec<&v1::IndexRef> = Vec::new();
+        indexes.extend(
+            snapshot
+                .layers
+                .iter()
+                .filter_map(|layer| layer.index.as_ref()),
+        );
+        indexes.extend(
+            snapshot
+                .images
+                .iter()
+                .filter_map(|image| image.index.as_ref()),
+        );
+        for index in indexes {
+            if !index_packs(Some(index)).any(|id| lost.contains(&id)) {
+                continue;
+            }
+            let bytes = index_store::fetch(lease.client(), index, "a refilled view").await?;
+            for part in bytes.chunks(PACK_MAX) {
+                let id = PackId(*blake3::hash(part).as_bytes());
+                if lost.contains(&id) && plan.lens.insert(id, part.len() as u32).is_none() {
+                    plan.index_parts.push((id, part.to_vec()));
+                }
+            }
+        }
+        Ok(plan)
+    }
 }
 
 /// All packs that a layer's index refers to, and the index's own, with their lengths (0 when not
@@ -206,6 +246,7 @@ async fn reserve(
     lease: &Pull,
     lens: &BTreeMap<PackId, u32>,
 ) -> Result<HashMap<PackId, Vec<v1::Extent>>, IngestError> {
+    let client = lease.client().with_timeout(super::lease::RESERVE_LIMIT);
     let mut extents = HashMap::new();
     let all: Vec<_> = lens.iter().collect();
     for part in all.chunks(256) {
@@ -216,8 +257,7 @@ async fn reserve(
                 len: **len,
             })
             .collect();
-        let reply = lease
-            .client()
+        let reply = client
             .reserve(v1::ReserveRequest {
                 pull: Some(lease.reference()),
                 packs,
@@ -237,6 +277,7 @@ async fn reserve(
 async fn sources_of(
     users: &[&v1::Layer],
     snapshot: &Snapshot,
+    own: Option<OwnSource<'_>>,
     options: &Arc<PullOptions>,
 ) -> Result<Vec<(Source, Vec<LayerDescriptor>)>, IngestError> {
     let mut open: BTreeSet<Digest> = BTreeSet::new();
@@ -244,7 +285,18 @@ async fn sources_of(
         open.insert(layer::digest(&user.diff_id)?);
     }
     let mut sources = Vec::new();
+    if let Some((source, layers)) = own {
+        let layers: Vec<_> = layers
+            .iter()
+            .filter(|l| open.remove(&l.diff_id))
+            .cloned()
+            .collect();
+        sources.push((source.clone(), layers));
+    }
     for image in &snapshot.images {
+        if open.is_empty() {
+            break;
+        }
         let has_open = |d: &Vec<u8>| layer::digest(d).is_ok_and(|d| open.contains(&d));
         if !image.diff_ids.iter().any(has_open) {
             continue;
@@ -264,9 +316,6 @@ async fn sources_of(
             .collect();
         if !layers.is_empty() {
             sources.push((source, layers));
-        }
-        if open.is_empty() {
-            break;
         }
     }
     if let Some(diff_id) = open.first() {

@@ -104,6 +104,20 @@ pub struct Shown {
 }
 
 impl Shown {
+    /// The generation of the catalogue that is shown, and the one that will be as soon as its fast
+    /// views are mounted.
+    pub fn generations(&self) -> (u64, u64) {
+        use harbour_fs::source::Catalogue as _;
+        let newest = self.remote.snapshot().generation;
+        (
+            self.keeper
+                .as_ref()
+                .map_or(newest, Keeper::applied)
+                .min(newest),
+            newest,
+        )
+    }
+
     /// Shows the newest catalogue: names first, then fast views.
     pub async fn refresh(&self) -> Result<(), ClientError> {
         self.remote.refresh().await?;
@@ -116,7 +130,7 @@ impl Shown {
                 .images
                 .iter()
                 .filter_map(|image| self.fs.view_name(image.number));
-            keeper.want(names.collect());
+            keeper.want(names.collect(), snapshot.generation);
         }
         Ok(())
     }
@@ -162,8 +176,17 @@ impl Page {
     }
 
     /// Writes it, when it differs from what stands there.
-    pub fn write(&self, ready: bool, fast_view: &str, views: &[String]) -> std::io::Result<()> {
-        let text = json!({ "ready": ready, "fast_view": fast_view, "views": views }).to_string();
+    pub fn write(
+        &self,
+        ready: bool,
+        generation: u64,
+        fast_view: &str,
+        views: &[String],
+    ) -> std::io::Result<()> {
+        let page = json!({
+            "ready": ready, "generation": generation, "fast_view": fast_view, "views": views,
+        });
+        let text = page.to_string();
         let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
         if *last != text {
             let fresh = self.path.with_extension("json.new");

@@ -3,7 +3,7 @@
 use std::{
     collections::BTreeSet,
     path::PathBuf,
-    sync::{Arc, Condvar, Mutex, PoisonError},
+    sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError},
     thread,
     time::Duration,
 };
@@ -73,8 +73,11 @@ pub struct Keeper {
 #[derive(Default)]
 struct Wanted {
     names: BTreeSet<String>,
+    generation: u64,
     changed: bool,
     stop: bool,
+    /// The generation whose views are mounted, as far as they can be.
+    applied: u64,
 }
 
 impl Keeper {
@@ -91,14 +94,22 @@ impl Keeper {
         })
     }
 
-    /// From now on these views are to be mounted, by their names under `erofs/`.
-    pub fn want(&self, names: BTreeSet<String>) {
+    /// The generation of the catalogue whose views are mounted, as far as they can be.
+    pub fn applied(&self) -> u64 {
+        self.wanted
+            .0
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .applied
+    }
+
+    /// From now on the views of this generation are to be mounted, by their names under `erofs/`.
+    pub fn want(&self, names: BTreeSet<String>, generation: u64) {
         let mut wanted = self.wanted.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if wanted.names != names {
-            wanted.names = names;
-            wanted.changed = true;
-            self.wanted.1.notify_all();
-        }
+        wanted.names = names;
+        wanted.generation = generation;
+        wanted.changed = true;
+        self.wanted.1.notify_all();
     }
 
     /// Unmounts everything and ends the thread.
@@ -117,14 +128,14 @@ impl Keeper {
 fn keep(views: &FastViews, shared: &(Mutex<Wanted>, Condvar)) {
     let mut mounted: BTreeSet<String> = BTreeSet::new();
     loop {
-        let (names, stop) = {
+        let (names, generation, stop) = {
             let guard = shared.0.lock().unwrap_or_else(PoisonError::into_inner);
             let waited = shared
                 .1
                 .wait_timeout_while(guard, Duration::from_secs(5), |w| !w.changed && !w.stop);
             let mut wanted = waited.unwrap_or_else(PoisonError::into_inner).0;
             wanted.changed = false;
-            (wanted.names.clone(), wanted.stop)
+            (wanted.names.clone(), wanted.generation, wanted.stop)
         };
         let target: BTreeSet<String> = if stop {
             BTreeSet::new()
@@ -148,6 +159,7 @@ fn keep(views: &FastViews, shared: &(Mutex<Wanted>, Condvar)) {
                 // The kernel cannot: asking again would change nothing.
                 Err(error @ FastViewError::Unsupported(_)) => {
                     tracing::info!(%error, "no fast views");
+                    lock(shared).applied = u64::MAX;
                     return;
                 }
                 Err(error) => {
@@ -162,7 +174,12 @@ fn keep(views: &FastViews, shared: &(Mutex<Wanted>, Condvar)) {
         if stop {
             return;
         }
+        lock(shared).applied = generation;
     }
+}
+
+fn lock(shared: &(Mutex<Wanted>, Condvar)) -> MutexGuard<'_, Wanted> {
+    shared.0.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Detaches every mount that is left of these places; tells how many there were.
