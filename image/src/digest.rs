@@ -50,9 +50,15 @@ impl FromStr for Digest {
     type Err = DigestError;
 
     fn from_str(text: &str) -> Result<Self, DigestError> {
-        let error = || DigestError { text: text.chars().take(100).collect() };
+        let error = || DigestError {
+            text: text.chars().take(100).collect(),
+        };
         let digits = text.strip_prefix("sha256:").ok_or_else(error)?;
-        if digits.len() != 64 || !digits.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f')) {
+        if digits.len() != 64
+            || !digits
+                .bytes()
+                .all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'))
+        {
             return Err(error());
         }
         let mut bytes = [0; 32];
@@ -97,7 +103,13 @@ mod tests {
         assert_eq!(digest.to_string(), text);
         assert_eq!(text.parse(), Ok(digest));
         assert_eq!(digest.short(), "e3b0c44298fc");
-        for bad in ["", "sha256:", &text[..70], &text.to_uppercase(), &text.replace("256", "512")] {
+        for bad in [
+            "",
+            "sha256:",
+            &text[..70],
+            &text.to_uppercase(),
+            &text.replace("256", "512"),
+        ] {
             assert!(bad.parse::<Digest>().is_err(), "{bad}");
         }
     }

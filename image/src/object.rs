@@ -5,7 +5,7 @@
 //! 4 KiB read fetches and hashes 16 KiB, not the whole object.
 //! Source: the BLAKE3 paper, section 2.1 (tree structure), and the `blake3::hazmat` documentation.
 
-use blake3::hazmat::{HasherExt, merge_subtrees_non_root, merge_subtrees_root, Mode};
+use blake3::hazmat::{HasherExt, Mode, merge_subtrees_non_root, merge_subtrees_root};
 
 /// Largest object in bytes. A longer file is a run of objects of exactly this size and a tail.
 pub const OBJECT_MAX: usize = 1 << 20;
@@ -55,10 +55,16 @@ pub struct ObjectHashes {
 /// Hashes an object of 1 to [`OBJECT_MAX`] bytes once, giving its digest and granule hashes.
 pub fn hash_object(bytes: &[u8]) -> ObjectHashes {
     if bytes.len() <= GRANULE {
-        return ObjectHashes { id: ObjectId(*blake3::hash(bytes).as_bytes()), granules: Vec::new() };
+        return ObjectHashes {
+            id: ObjectId(*blake3::hash(bytes).as_bytes()),
+            granules: Vec::new(),
+        };
     }
-    let granules: Vec<GranuleHash> =
-        bytes.chunks(GRANULE).enumerate().map(|(number, granule)| granule_hash(number, granule)).collect();
+    let granules: Vec<GranuleHash> = bytes
+        .chunks(GRANULE)
+        .enumerate()
+        .map(|(number, granule)| granule_hash(number, granule))
+        .collect();
     let id = root_of(&granules);
     ObjectHashes { id, granules }
 }
@@ -123,14 +129,27 @@ mod tests {
     #[test]
     fn granules_agree_with_the_plain_digest_at_every_awkward_length() {
         let data: Vec<u8> = (0..OBJECT_MAX).map(|i| (i * 31 % 251) as u8).collect();
-        for len in [1, 2, 1024, GRANULE - 1, GRANULE, GRANULE + 1, 2 * GRANULE, 3 * GRANULE + 5,
-            5 * GRANULE, 9 * GRANULE + 1, 63 * GRANULE + 7, OBJECT_MAX - 1, OBJECT_MAX]
-        {
+        for len in [
+            1,
+            2,
+            1024,
+            GRANULE - 1,
+            GRANULE,
+            GRANULE + 1,
+            2 * GRANULE,
+            3 * GRANULE + 5,
+            5 * GRANULE,
+            9 * GRANULE + 1,
+            63 * GRANULE + 7,
+            OBJECT_MAX - 1,
+            OBJECT_MAX,
+        ] {
             let bytes = &data[..len];
             let hashes = hash_object(bytes);
             assert_eq!(hashes.id.0, *blake3::hash(bytes).as_bytes(), "len {len}");
             for (number, granule) in bytes.chunks(GRANULE).enumerate() {
-                let check = |b: &[u8]| verify_granule(&hashes.id, len as u32, &hashes.granules, number, b);
+                let check =
+                    |b: &[u8]| verify_granule(&hashes.id, len as u32, &hashes.granules, number, b);
                 assert!(check(granule), "len {len} granule {number}");
                 let mut bad = granule.to_vec();
                 bad[0] ^= 1;

@@ -123,9 +123,20 @@ impl Tree {
 
     /// An empty tree: a root of mode 0755 owned by root, implied until an entry names it.
     pub fn new() -> Self {
-        let meta = Meta { mode: 0o755, ..Meta::default() };
-        let dir = Dir { implied: true, ..Dir::default() };
-        Self { nodes: vec![Node { meta, kind: Kind::Dir(dir) }] }
+        let meta = Meta {
+            mode: 0o755,
+            ..Meta::default()
+        };
+        let dir = Dir {
+            implied: true,
+            ..Dir::default()
+        };
+        Self {
+            nodes: vec![Node {
+                meta,
+                kind: Kind::Dir(dir),
+            }],
+        }
     }
 
     /// The node at `id`.

@@ -345,6 +345,35 @@ impl Cluster {
         Ok(())
     }
 
+    /// Kills the donor, starts another in its place and waits until metad has taken that one: what
+    /// the first held is lost.
+    pub fn replace_donor(&mut self) -> Result<()> {
+        let before = self.live_donor()?;
+        self.kill(Part::Donor)?;
+        self.start_part(Part::Donor, None)?;
+        self.wait_donor(before)
+    }
+
+    /// Waits until metad knows a live donor of another epoch than `before`.
+    pub fn wait_donor(&self, before: Option<String>) -> Result<()> {
+        shell::until("metad takes the new donor", READY_LIMIT, || {
+            let now = self.live_donor()?;
+            Ok((now.is_some() && now != before).then_some(()))
+        })
+        .with_context(|| self.logs())
+    }
+
+    /// Epoch of the live donor, if there is one.
+    pub fn live_donor(&self) -> Result<Option<String>> {
+        let donors = self.json("donors")?;
+        let live = donors
+            .as_array()
+            .into_iter()
+            .flatten()
+            .find(|d| d["live"] == true);
+        Ok(live.map(|d| d["epoch"].to_string()))
+    }
+
     /// Whether a part has ended by itself.
     pub fn ended(&mut self, part: Part) -> Result<bool> {
         Ok(match &mut self.children[part as usize] {

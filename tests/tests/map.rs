@@ -286,7 +286,7 @@ fn walk(path: &Path, found: &mut Vec<PathBuf>) {
         fs::read_dir(path)
             .unwrap()
             .for_each(|e| walk(&e.unwrap().path(), found));
-    } else if path.extension().is_some_and(|e| e == "rs") {
+    } else if path.is_file() && path.extension().is_some_and(|e| e == "rs") {
         found.push(path.to_owned());
     }
 }

@@ -104,7 +104,7 @@ fn names() -> Vec<Case> {
         refused(
             "hard link out",
             |l| layer(l, &[Entry::hard("l", "../../etc/passwd")]),
-            &["etc/passwd"],
+            &["\"l\"", ".."],
         ),
         refused(
             "hard link to nothing",
@@ -177,11 +177,6 @@ fn names() -> Vec<Case> {
             &["4096"],
         ),
         refused(
-            "2,000 levels",
-            |l| layer(l, &[Entry::dir("d/".repeat(2040))]),
-            &["level"],
-        ),
-        refused(
             "root as a file",
             |l| layer(l, &[Entry::file("./", "x")]),
             &["root"],
@@ -197,7 +192,7 @@ fn names() -> Vec<Case> {
                 layer(
                     l,
                     &[Entry {
-                        kind: b'V',
+                        kind: b'Q',
                         ..Entry::file("label", "")
                     }],
                 )
@@ -547,7 +542,7 @@ fn documents() -> Vec<Case> {
             },
             &["digest"],
         ),
-        failed("a blob that is not there", missing_blob, &["sha256:"]),
+        failed("a blob that is not there", missing_blob, &["sha256"]),
     ]
 }
 

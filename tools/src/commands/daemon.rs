@@ -14,14 +14,14 @@ use crate::failure::{self, Code};
 
 /// A pid file that is held locked while its process lives. The lock, not the number in it, tells
 /// whether the process lives: a number may have been given to another process since.
-pub struct PidFile {
+pub(super) struct PidFile {
     _lock: Flock<fs::File>,
     path: PathBuf,
 }
 
 impl PidFile {
     /// Takes the file of `what`, or says which process has it.
-    pub fn take(context: &Context, what: &str) -> anyhow::Result<Self> {
+    pub(super) fn take(context: &Context, what: &str) -> anyhow::Result<Self> {
         let path = context.places.pid_file(what);
         let file = fs::OpenOptions::new()
             .create(true)
@@ -56,7 +56,7 @@ impl Drop for PidFile {
 }
 
 /// The process that holds the pid file of `what`, if one does.
-pub fn holder(context: &Context, what: &str) -> Option<Pid> {
+pub(super) fn holder(context: &Context, what: &str) -> Option<Pid> {
     let path = context.places.pid_file(what);
     let file = fs::OpenOptions::new()
         .read(true)
@@ -76,7 +76,7 @@ pub fn holder(context: &Context, what: &str) -> Option<Pid> {
 
 /// Makes this process end when its parent does, so that a supervisor that is killed leaves nothing
 /// behind.
-pub fn follow_parent(supervised: bool) -> anyhow::Result<()> {
+pub(super) fn follow_parent(supervised: bool) -> anyhow::Result<()> {
     if !supervised {
         return Ok(());
     }

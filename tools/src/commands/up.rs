@@ -50,14 +50,12 @@ pub(super) fn up(context: &Context, args: cli::Up) -> anyhow::Result<ExitCode> {
 
 /// Starts the foreground form in a session of its own and waits until the mount serves.
 fn detach(context: &Context, args: &cli::Up) -> anyhow::Result<ExitCode> {
-    if let Some(pid) = daemon::holder(context, "up") {
-        if ready(context) {
-            output::say(&format!(
-                "already up (process {pid}), images at {}\n",
-                context.places.mount.display()
-            ))?;
-            return Ok(ExitCode::SUCCESS);
-        }
+    if let Some(pid) = daemon::holder(context, "up")
+        && ready(context)
+    {
+        let mount = context.places.mount.display();
+        output::say(&format!("already up (process {pid}), images at {mount}\n"))?;
+        return Ok(ExitCode::SUCCESS);
     }
     let log_path = context.places.state.join("harbour.log");
     let log = fs::OpenOptions::new()

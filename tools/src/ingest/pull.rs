@@ -143,7 +143,11 @@ async fn run(
         indexes.insert(diff_id, bytes);
         unpacked.insert(diff_id, layer.unpacked_bytes);
     }
-    let fetched_bytes = missing.iter().map(|l| l.size).sum();
+    let brought_back = image
+        .layers
+        .iter()
+        .filter(|l| refilled.contains(&l.diff_id));
+    let fetched_bytes = missing.iter().chain(brought_back).map(|l| l.size).sum();
     let fetched = missing.len();
     for staged in fetch_all(lease, source, missing, options, progress).await? {
         let diff_id = layer::digest(&staged.layer.diff_id)?;
@@ -179,7 +183,7 @@ async fn run(
         manifest: image.manifest_digest,
         layers: image.layers.len(),
         fetched,
-        refilled,
+        refilled: refilled.len(),
         fetched_bytes,
         stored_bytes: lease.stored_bytes(),
         unpacked_bytes,
@@ -189,18 +193,18 @@ async fn run(
 }
 
 /// Layers of the image that metad has whole, after what the pool had lost of them was brought back;
-/// and how many of them had lost something.
+/// and those that had lost something.
 async fn known_layers(
     lease: &Pull,
     source: &Source,
     image: &ResolvedImage,
     options: &Arc<PullOptions>,
     progress: &Arc<dyn PullProgress>,
-) -> Result<(HashMap<Digest, v1::Layer>, usize), IngestError> {
+) -> Result<(HashMap<Digest, v1::Layer>, Vec<Digest>), IngestError> {
     let unique: BTreeSet<Digest> = image.layers.iter().map(|l| l.diff_id).collect();
     let (known, partial) = find_layers(lease, &unique).await?;
     if partial.is_empty() {
-        return Ok((known, 0));
+        return Ok((known, partial));
     }
     // A refill is a pull of its own: it commits whatever becomes of this one.
     let refill = lease.again("lost content").await?;
@@ -218,7 +222,7 @@ async fn known_layers(
     outcome?;
     let (known, still) = find_layers(lease, &unique).await?;
     match still.first() {
-        None => Ok((known, partial.len())),
+        None => Ok((known, partial)),
         Some(diff_id) => Err(IngestError::Changed(format!(
             "layer {diff_id} was lost again while it was brought back"
         ))),
