@@ -15,8 +15,10 @@ use harbour_tests::{
 };
 use serde_json::Value;
 
-/// Memory lent: room for [`Image::SIZE`] a few times.
-const LEND: &str = "64MiB";
+/// Memory lent: room for many images, also for those of dead pulls whose leases have not run out.
+const LEND: &str = "256MiB";
+/// Memory lent where images have to push each other out.
+const LEND_LITTLE: &str = "64MiB";
 /// Until leases of the dead have run out and readers have acknowledged.
 const SETTLE_LIMIT: Duration = Duration::from_secs(60);
 /// One pull beside a dead or dying daemon.
@@ -261,13 +263,13 @@ fn provoke(cluster: &mut Cluster, point: &str, image: &Image) {
 }
 
 /// Walks through the failpoints of these names: metad dies at each, and comes back without.
-fn metad_dies(points: impl Fn(&str) -> bool) {
+fn metad_dies(lend: &str, points: impl Fn(&str) -> bool) {
     let points: Vec<_> = harbour_metad::failpoint::NAMES
         .iter()
         .filter(|p| points(p))
         .collect();
     assert!(!points.is_empty(), "no failpoint of these names");
-    let mut cluster = Cluster::start(LEND).unwrap();
+    let mut cluster = Cluster::start(lend).unwrap();
     let mut complaints = Vec::new();
     for (n, point) in points.iter().enumerate() {
         cluster.kill(Part::Metad).unwrap();
@@ -317,26 +319,43 @@ fn remove_all(cluster: &Cluster) {
 
 #[test]
 fn metad_dies_while_a_pull_begins_and_writes() {
-    metad_dies(|p| p.starts_with("begin.") || p.starts_with("reserve."));
+    metad_dies(LEND, |p| {
+        p.starts_with("begin.") || p.starts_with("reserve.")
+    });
 }
 
 #[test]
 fn metad_dies_while_a_layer_is_staged() {
-    metad_dies(|p| p.starts_with("put_index.") || p.starts_with("stage_layer."));
+    metad_dies(LEND, |p| {
+        p.starts_with("put_index.") || p.starts_with("stage_layer.")
+    });
 }
 
 #[test]
 fn metad_dies_around_a_commit() {
-    metad_dies(|p| p.starts_with("commit.") || p.starts_with("commit_refill."));
+    metad_dies(LEND, |p| {
+        p.starts_with("commit.") || p.starts_with("commit_refill.")
+    });
+}
+
+#[test]
+fn metad_dies_while_it_evicts() {
+    metad_dies(LEND_LITTLE, |p| p.starts_with("evict."));
 }
 
 #[test]
 fn metad_dies_while_space_is_freed() {
-    metad_dies(|p| {
+    metad_dies(LEND, |p| {
         let group = p.split('.').next().unwrap_or(p);
         !matches!(
             group,
-            "begin" | "reserve" | "put_index" | "stage_layer" | "commit" | "commit_refill"
+            "begin"
+                | "reserve"
+                | "put_index"
+                | "stage_layer"
+                | "commit"
+                | "commit_refill"
+                | "evict"
         )
     });
 }
