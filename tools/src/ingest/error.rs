@@ -103,6 +103,29 @@ impl IngestError {
         }
     }
 
+    /// Whether the same could succeed a moment later: a donor or metad that is just starting again,
+    /// a pool that is just being emptied, a registry that is overloaded.
+    pub fn is_transient(&self) -> bool {
+        match self {
+            Self::Pool { .. } | Self::LeaseLost(_) => true,
+            Self::Metad(error) => !matches!(error, ClientError::Other { .. }),
+            Self::Source { source, .. } => source.kind() == ErrorKind::Retry,
+            Self::Blob(error) => error.kind() == ErrorKind::Retry,
+            // What the sink said is further down.
+            Self::Decode(error) => {
+                let mut cause = std::error::Error::source(error);
+                while let Some(next) = cause {
+                    if let Some(known) = next.downcast_ref::<Self>() {
+                        return known.is_transient();
+                    }
+                    cause = next.source();
+                }
+                false
+            }
+            _ => false,
+        }
+    }
+
     /// The next step for a person; empty when there is none to offer.
     pub fn hint(&self) -> String {
         match self {

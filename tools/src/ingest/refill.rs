@@ -18,7 +18,7 @@ use harbour_image::{
     source::{Source, SourceSpec},
     tree::{ObjectKey, ObjectSink},
 };
-use harbour_metad_client::{LOCATE_MAX, Snapshot, v1};
+use harbour_metad_client::{Error as ClientError, LOCATE_MAX, Snapshot, v1};
 
 use super::{
     IngestError, index_store, layer,
@@ -60,7 +60,9 @@ fn index_packs(index: Option<&v1::IndexRef>) -> impl Iterator<Item = PackId> {
     names.filter_map(|name| <[u8; 32]>::try_from(name.as_slice()).ok().map(PackId))
 }
 
-/// Brings back those of `packs` that have no replica.
+/// Brings back those of `packs` that have no replica, and whatever else their layers have lost: the
+/// layers are read through anyway, and a tree that lost one pack has mostly lost others. Where the
+/// pool has no room for all of that, only what was asked for.
 pub async fn packs(
     lease: &Pull,
     packs: BTreeSet<PackId>,
@@ -68,7 +70,20 @@ pub async fn packs(
     progress: &Arc<dyn PullProgress>,
 ) -> Result<usize, IngestError> {
     let snapshot = lease.client().snapshot().await?;
-    packs_of_snapshot(lease, &snapshot, packs, None, options, progress).await
+    let mut all = packs.clone();
+    for layer in &snapshot.layers {
+        let of_layer = packs_of(lease, layer).await?;
+        if of_layer.keys().any(|pack| packs.contains(pack)) {
+            all.extend(of_layer.into_keys());
+            all.extend(index_packs(layer.index.as_ref()));
+        }
+    }
+    match packs_of_snapshot(lease, &snapshot, all, None, options, progress).await {
+        Err(IngestError::Metad(ClientError::Exhausted { .. })) => {
+            packs_of_snapshot(lease, &snapshot, packs, None, options, progress).await
+        }
+        other => other,
+    }
 }
 
 async fn packs_of_snapshot(

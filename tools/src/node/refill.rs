@@ -30,9 +30,15 @@ pub struct Refiller {
 #[derive(Default)]
 struct Running {
     wanted: BTreeSet<PackId>,
+    /// How many readers wait for each pack.
+    waiting: HashMap<PackId, usize>,
     outcomes: HashMap<PackId, (Instant, Result<(), String>)>,
     working: bool,
 }
+
+/// Pause before another attempt after a failure that may pass: a donor that is started again needs
+/// its predecessor's lease to run out first.
+const AGAIN: std::time::Duration = std::time::Duration::from_millis(200);
 
 /// How long a failure is remembered, so that a thousand readers of one lost pack do not ask the
 /// registry a thousand times.
@@ -73,13 +79,35 @@ impl Refiller {
                     std::mem::take(&mut running.wanted)
                 };
                 let outcome = bring_back(&client, &link, packs.clone(), &options).await;
+                let transient = outcome.as_ref().is_err_and(IngestError::is_transient);
                 let outcome = outcome.map_err(|error| chain(&error));
-                if let Err(error) = &outcome {
-                    tracing::warn!(
-                        packs = packs.len(),
-                        error,
-                        "lost content could not be brought back"
-                    );
+                match &outcome {
+                    Err(error) if transient => {
+                        tracing::debug!(
+                            packs = packs.len(),
+                            error,
+                            "lost content could not be brought back yet"
+                        );
+                    }
+                    Err(error) => {
+                        tracing::warn!(
+                            packs = packs.len(),
+                            error,
+                            "lost content could not be brought back"
+                        );
+                    }
+                    Ok(()) => {}
+                }
+                if transient {
+                    tokio::time::sleep(AGAIN).await;
+                    let mut running = shared.0.lock().unwrap_or_else(PoisonError::into_inner);
+                    // For as long as somebody waits: each reader's own deadline is the end of it.
+                    let wanted: Vec<_> = packs
+                        .into_iter()
+                        .filter(|pack| running.waiting.contains_key(pack))
+                        .collect();
+                    running.wanted.extend(wanted);
+                    continue;
                 }
                 let mut running = shared.0.lock().unwrap_or_else(PoisonError::into_inner);
                 let now = Instant::now();
@@ -100,12 +128,13 @@ impl Refill for Refiller {
         let (lock, changed) = &*self.running;
         let asked = Instant::now();
         let mut running = lock.lock().unwrap_or_else(PoisonError::into_inner);
-        loop {
+        *running.waiting.entry(*pack).or_default() += 1;
+        let outcome = loop {
             let recent = running.outcomes.get(pack).filter(|(at, outcome)| {
                 *at >= asked || (outcome.is_err() && at.elapsed() < FAILURE_KEPT)
             });
             if let Some((_, outcome)) = recent {
-                return outcome.clone().map_err(|why| SourceError::Unavailable {
+                break outcome.clone().map_err(|why| SourceError::Unavailable {
                     what: format!("the source of pack {pack:?}"),
                     source: why.into(),
                 });
@@ -114,7 +143,7 @@ impl Refill for Refiller {
             self.kick(&mut running);
             let left = deadline.saturating_duration_since(Instant::now());
             if left.is_zero() {
-                return Err(SourceError::Deadline(format!(
+                break Err(SourceError::Deadline(format!(
                     "pack {pack:?} to be fetched again"
                 )));
             }
@@ -122,7 +151,14 @@ impl Refill for Refiller {
                 .wait_timeout(running, left)
                 .unwrap_or_else(PoisonError::into_inner)
                 .0;
+        };
+        if let Some(count) = running.waiting.get_mut(pack) {
+            *count -= 1;
+            if *count == 0 {
+                running.waiting.remove(pack);
+            }
         }
+        outcome
     }
 }
 
