@@ -4,6 +4,8 @@ use std::path::PathBuf;
 
 use tonic::{Code, Status};
 
+pub use crate::store::DatabaseError;
+
 /// Why an operation was not done. Nothing of it was.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -21,7 +23,7 @@ pub enum Error {
     Exhausted(String),
     /// The database failed.
     #[error("the database failed")]
-    Store(#[from] rusqlite::Error),
+    Store(#[source] DatabaseError),
     /// A file of the state directory failed.
     #[error("{}", path.display())]
     Io {
@@ -47,9 +49,7 @@ impl Error {
             Self::Refused(_) => Code::FailedPrecondition,
             Self::Exhausted(_) => Code::ResourceExhausted,
             // A full disk is for the person who runs this to mend, and says so.
-            Self::Store(e) if e.sqlite_error_code() == Some(rusqlite::ErrorCode::DiskFull) => {
-                Code::ResourceExhausted
-            }
+            Self::Store(error) if error.is_disk_full() => Code::ResourceExhausted,
             Self::Io { source, .. } if source.kind() == std::io::ErrorKind::StorageFull => {
                 Code::ResourceExhausted
             }

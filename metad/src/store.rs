@@ -26,6 +26,7 @@
 
 mod catalogue;
 mod donors;
+mod failure;
 mod files;
 mod images;
 mod layers;
@@ -35,6 +36,7 @@ mod reads;
 mod references;
 mod schema;
 
+pub use failure::DatabaseError;
 use std::{
     fs::File,
     ops::Deref,
