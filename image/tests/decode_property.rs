@@ -214,7 +214,7 @@ fn model(items: &[Item]) -> Outcome {
             .map(|value| format!(" user.x={}", escaped(value)));
         let line = format!(
             "{letter} {:o} {}:1 {}{details}{opaque_mark}{}",
-            item.mode,
+            if letter == "l" { 0o777 } else { item.mode },
             item.uid,
             u128::from(item.mtime) * 1_000_000_000,
             xattr.unwrap_or_default(),

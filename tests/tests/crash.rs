@@ -115,12 +115,16 @@ fn nothing_is_half(cluster: &Cluster, after: &str) {
             assert_eq!(got.len(), Image::SIZE / 2, "after {after}: {rootfs}");
         }
     }
-    let shown = count_rootfs(&cluster.mount().join("images"));
-    assert_eq!(
-        shown,
-        images(cluster).len(),
-        "after {after}: images under the mount"
+    // The node hears of what was removed a moment later than metad knows it.
+    let same = shell::until(
+        "the mount shows what is listed",
+        Duration::from_secs(20),
+        || {
+            let shown = count_rootfs(&cluster.mount().join("images"));
+            Ok((shown == images(cluster).len()).then_some(()))
+        },
     );
+    same.unwrap_or_else(|e| panic!("after {after}: {e:#}"));
 }
 
 fn count_rootfs(dir: &std::path::Path) -> usize {

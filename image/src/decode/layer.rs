@@ -84,7 +84,7 @@ impl<S: ObjectSink> Layer<'_, S> {
         entry: &mut Entry,
         path: &EntryPath,
     ) -> Result<(), Kind> {
-        let meta = std::mem::take(&mut entry.meta);
+        let mut meta = std::mem::take(&mut entry.meta);
         if path.is_root() {
             if entry.kind != EntryKind::Dir {
                 return Err(Kind::RootNotDirectory);
@@ -108,7 +108,11 @@ impl<S: ObjectSink> Layer<'_, S> {
             EntryKind::Char(major, minor) => tree::Kind::Char(major, minor),
             EntryKind::Block(major, minor) => tree::Kind::Block(major, minor),
             EntryKind::Fifo => tree::Kind::Fifo,
-            EntryKind::Symlink => tree::Kind::Symlink(symlink_target(&entry.link)?),
+            EntryKind::Symlink => {
+                // Linux has no other mode for a link, whatever a header says.
+                meta.mode = 0o777;
+                tree::Kind::Symlink(symlink_target(&entry.link)?)
+            }
             EntryKind::File => {
                 let content = self.content(tar, entry)?;
                 tar.skip(entry.padding, "the padding of a file")?;
