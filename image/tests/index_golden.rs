@@ -24,7 +24,7 @@ fn check(name: &str, bytes: &[u8]) {
         let found = Path::new(env!("CARGO_TARGET_TMPDIR")).join(name);
         fs::write(&found, bytes).unwrap();
         panic!(
-            "{name}: byte {at} differs from version 1; what was written is {}",
+            "{name}: byte {at} differs from version 2; what was written is {}",
             found.display()
         );
     }
@@ -34,9 +34,9 @@ fn check(name: &str, bytes: &[u8]) {
 fn a_layer_of_one_of_everything() {
     let builder = seeds::every_kind();
     let written = builder.write(ViewKind::Layer);
-    check("layer-v1.idx", &written.bytes);
+    check("layer-v2.idx", &written.bytes);
     let golden =
-        fs::read(Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/layer-v1.idx")).unwrap();
+        fs::read(Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/layer-v2.idx")).unwrap();
     let index = Index::open(golden).unwrap();
     verify(&index).unwrap();
     let (tree, placement) = load(&index).unwrap();
@@ -52,7 +52,7 @@ fn the_image_merged_from_it() {
     let written = seeds::every_kind().write(ViewKind::Layer);
     let (tree, placement) = merge(&[Index::open(written.bytes).unwrap()]).unwrap();
     check(
-        "image-v1.idx",
+        "image-v2.idx",
         &write(&tree, &placement, ViewKind::Image).unwrap().bytes,
     );
 }

@@ -470,10 +470,41 @@ fn opening_refuses_what_is_not_an_index_of_this_version() {
         open(&bytes).unwrap_err().to_string()
     };
     assert!(with(0, b'X').contains("not an index"));
-    assert!(with(8, 2).contains("version 2"));
+    assert!(with(8, 1).contains("version 1"));
+    assert!(with(8, 3).contains("version 3"));
     assert!(with(16, 0xff).contains("checksum"));
     let index = Index::open(&good).unwrap();
     for nid in [0, 1, 35, u64::MAX, u64::MAX / 32] {
         assert!(index.inode(Nid(nid)).is_err(), "nid {nid}");
+    }
+}
+
+#[test]
+fn large_files_lie_behind_all_others() {
+    let mut builder = Builder::new();
+    let sizes = [3 << 20, 10, 1 << 20, (1 << 20) + 1, 0, 70_000];
+    for (number, size) in sizes.into_iter().enumerate() {
+        builder.file(
+            Tree::ROOT,
+            format!("{number}").as_bytes(),
+            &noise(number as u64, size),
+        );
+    }
+    let written = builder.write(ViewKind::Layer);
+    let index = Index::open(written.bytes).unwrap();
+    verify(&index).unwrap();
+    let header = index.header();
+    assert_eq!(header.bulk_at, 4096 + (1 << 20) + 18 * 4096);
+    let root = index.root().unwrap();
+    let mut last = 0;
+    // Small ones in their order, then the large ones in theirs.
+    for number in [1, 2, 5, 0, 3] {
+        let name = format!("{number}");
+        let (nid, _) = index.lookup(&root, name.as_bytes()).unwrap().unwrap();
+        let inode = index.inode(nid).unwrap();
+        let start = inode.data_offset.unwrap();
+        assert!(start > last, "file {number}");
+        assert_eq!(start >= header.head_len(), inode.size > 1 << 20);
+        last = start;
     }
 }

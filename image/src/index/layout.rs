@@ -39,7 +39,7 @@ pub(crate) const HEADER_LEN: usize = 1024;
 /// First bytes of every index.
 pub(crate) const MAGIC: [u8; 8] = *b"HARBRIDX";
 /// The version that is written, and the only one that is read.
-pub(crate) const VERSION: u32 = 1;
+pub(crate) const VERSION: u32 = 2;
 
 /// Length of one pack reference: digest and length.
 pub(crate) const PACK_LEN: u64 = 36;
@@ -84,6 +84,8 @@ pub struct Header {
     pub meta_len: u64,
     /// Length of the virtual data region in bytes.
     pub data_len: u64,
+    /// Where in the data region files of more than one object begin, in bytes: behind all others.
+    pub bulk_at: u64,
     /// Number of inodes.
     pub inodes: u64,
     /// Number of directories, the root included.
@@ -105,6 +107,11 @@ impl Header {
     /// Length of the EROFS file in bytes: metadata and the virtual data region.
     pub const fn erofs_len(&self) -> u64 {
         self.meta_len + self.data_len
+    }
+
+    /// Length of the part of the EROFS file that comes before the large files, in bytes.
+    pub const fn head_len(&self) -> u64 {
+        self.meta_len + self.bulk_at
     }
 
     pub(crate) fn encode(&self) -> [u8; HEADER_LEN] {
@@ -138,6 +145,7 @@ impl Header {
             self.granules.count,
             self.implied.at,
             self.implied.count,
+            self.bulk_at,
         ];
         for (number, word) in words.into_iter().enumerate() {
             put_u64(&mut out, 16 + 8 * number, word);
@@ -185,6 +193,7 @@ impl Header {
             segments: section(12),
             granules: section(14),
             implied: section(16),
+            bulk_at: word(18),
         };
         header.check()?;
         Ok(header)
@@ -198,6 +207,9 @@ impl Header {
             || self.meta_len == 0
         {
             return fail("a region that is not whole blocks");
+        }
+        if !self.bulk_at.is_multiple_of(BLOCK) || self.bulk_at > self.data_len {
+            return fail("large files that begin outside of the data region");
         }
         if blocks.is_none_or(|blocks| blocks > MAX_BLOCKS) {
             return fail("more blocks than EROFS can address");

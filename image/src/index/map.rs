@@ -46,7 +46,8 @@ impl ObjectMap {
             ..Self::default()
         };
         let mut known = Known::default();
-        for (id, content, place) in files(plan.tree, &plan.places) {
+        let small = files(plan.tree, &plan.places, false);
+        for (id, content, place) in small.chain(files(plan.tree, &plan.places, true)) {
             check_runs(content).map_err(|why| plan.refuse(id, why))?;
             for run in &content.runs {
                 let object = placement

@@ -15,7 +15,10 @@ use super::{
     },
     xattr::{self, TooLong},
 };
-use crate::tree::{Content, Dir, Kind, Node, NodeId, Tree};
+use crate::{
+    object::OBJECT_MAX,
+    tree::{Content, Dir, Kind, Node, NodeId, Tree},
+};
 
 /// Place of one node.
 #[derive(Clone, Copy, Debug, Default)]
@@ -57,6 +60,8 @@ pub(crate) struct Plan<'a> {
     pub(crate) order: Vec<u32>,
     pub(crate) meta_len: u64,
     pub(crate) data_len: u64,
+    /// Where in the data region the large files begin.
+    pub(crate) bulk_at: u64,
     pub(crate) dirs: u64,
     pub(crate) names: u64,
     pub(crate) dropped_xattrs: u64,
@@ -70,6 +75,7 @@ impl<'a> Plan<'a> {
             order: Vec::with_capacity(tree.nodes.len()),
             meta_len: 0,
             data_len: 0,
+            bulk_at: 0,
             dirs: 0,
             names: 0,
             dropped_xattrs: 0,
@@ -211,16 +217,22 @@ impl<'a> Plan<'a> {
         }
     }
 
-    /// Gives files their blocks in the data region, in the order of node numbers: decode numbers
-    /// nodes as the tar stream brings them, and packs are filled in that order too.
+    /// Gives files their blocks in the data region: first those of one object, then the larger
+    /// ones, each in the order of node numbers. Decode numbers nodes as the tar stream brings
+    /// them, and packs are filled in that order too.
     fn place_data(&mut self) -> Result<(), WriteError> {
         let mut block = 0;
         let most = MAX_BLOCKS - self.meta_len / BLOCK;
-        for (_, content, place) in files(self.tree, &mut self.places) {
-            place.first_block = u32::try_from(block).map_err(|_| WriteError::TooLarge)?;
-            block += content.size.div_ceil(BLOCK);
-            if block > most {
-                return Err(WriteError::TooLarge);
+        for bulk in [false, true] {
+            if bulk {
+                self.bulk_at = block * BLOCK;
+            }
+            for (_, content, place) in files(self.tree, &mut self.places, bulk) {
+                place.first_block = u32::try_from(block).map_err(|_| WriteError::TooLarge)?;
+                block += content.size.div_ceil(BLOCK);
+                if block > most {
+                    return Err(WriteError::TooLarge);
+                }
             }
         }
         self.data_len = block * BLOCK;
@@ -246,10 +258,12 @@ impl<'a> Plan<'a> {
     }
 }
 
-/// Files that are named and not empty, in the order of the data region.
+/// Files that are named and not empty and of one object (or, with `bulk`, larger), in the order of
+/// the data region.
 pub(crate) fn files<P>(
     tree: &Tree,
     places: impl IntoIterator<Item = P>,
+    bulk: bool,
 ) -> impl Iterator<Item = (u32, &Content, P)>
 where
     P: std::borrow::Borrow<Place>,
@@ -258,8 +272,12 @@ where
         .iter()
         .zip(places)
         .zip(0..)
-        .filter_map(|((node, place), id)| match &node.kind {
-            Kind::File(content) if content.size > 0 && place.borrow().links > 0 => {
+        .filter_map(move |((node, place), id)| match &node.kind {
+            Kind::File(content)
+                if content.size > 0
+                    && (content.size > OBJECT_MAX as u64) == bulk
+                    && place.borrow().links > 0 =>
+            {
                 Some((id, content, place))
             }
             _ => None,

@@ -15,7 +15,7 @@ use super::{
         put_u32,
     },
 };
-use crate::object::root_of;
+use crate::object::{OBJECT_MAX, root_of};
 
 /// What an index was found to hold.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -258,6 +258,10 @@ impl<B: IndexBytes> Check<'_, B> {
         match inode.file_type {
             FileType::File => {
                 if let Some(offset) = inode.data_offset {
+                    let bulk = inode.size > OBJECT_MAX as u64;
+                    if bulk != (offset >= self.index.header.head_len()) {
+                        return Err(corrupt(inode.at(), "a file in the other's part of the data"));
+                    }
                     self.data.push(offset..offset + inode.size);
                 }
             }

@@ -118,6 +118,7 @@ fn header(plan: &Plan<'_>, map: &ObjectMap, implied: usize, kind: ViewKind) -> O
         len: at,
         meta_len: plan.meta_len,
         data_len: plan.data_len,
+        bulk_at: plan.bulk_at,
         inodes: plan.order.len() as u64,
         dirs: plan.dirs,
         names: plan.names,

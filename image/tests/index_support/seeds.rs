@@ -67,6 +67,11 @@ pub fn seeds() -> Vec<(&'static str, Vec<u8>, bool)> {
             false,
         ),
         (
+            "large-files",
+            changed(&every, 16 + 8 * 18, &0u64.to_le_bytes()),
+            false,
+        ),
+        (
             "object-length",
             changed(&every, segments + 32, &u32::MAX.to_le_bytes()),
             false,
