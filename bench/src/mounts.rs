@@ -8,6 +8,9 @@ use std::{
 use anyhow::Context as _;
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 
+/// Most memory that is written to before a measurement, in bytes.
+const BACKED_MAX: usize = 6 << 30;
+
 /// A mount, taken away on drop.
 #[derive(Debug)]
 pub(crate) struct Mounted(PathBuf);
@@ -110,8 +113,21 @@ pub(crate) fn sync() {
     nix::unistd::sync();
 }
 
-/// Makes the kernel forget clean pages, dentries and inodes.
-pub(crate) fn drop_caches() -> anyhow::Result<()> {
+/// Makes the kernel forget clean pages, dentries and inodes; then sees to it that `bytes` of free
+/// memory are there (see [`back_memory`]).
+pub(crate) fn drop_caches(bytes: u64) -> anyhow::Result<()> {
     sync();
-    std::fs::write("/proc/sys/vm/drop_caches", "3").context("cannot drop the kernel's caches")
+    std::fs::write("/proc/sys/vm/drop_caches", "3").context("cannot drop the kernel's caches")?;
+    back_memory(bytes);
+    Ok(())
+}
+
+/// Writes to `bytes` of memory and gives them back.
+///
+/// A guest tells its hypervisor which pages are free, and the first write to such a page costs a
+/// fault outside of the guest, up to ten times the price of filling it. Who comes after a pause
+/// would pay that, and who comes after someone else would not.
+pub(crate) fn back_memory(bytes: u64) {
+    let bytes = usize::try_from(bytes).unwrap_or(0).min(BACKED_MAX);
+    std::hint::black_box(vec![1u8; bytes]);
 }

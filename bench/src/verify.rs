@@ -54,7 +54,7 @@ pub(crate) fn run(common: &Common, place: &Place) -> anyhow::Result<Report> {
             ] {
                 for turn in 0..files.len() {
                     let (name, file) = &files[(turn + round as usize) % files.len()];
-                    mounts::drop_caches()?;
+                    mounts::drop_caches(2 * data.big_bytes)?;
                     // Another order each round: a cache of ours would remember the last one.
                     let rate =
                         fio::run(job, file, data.big_bytes, seconds, true, u64::from(round))?;

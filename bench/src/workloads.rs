@@ -205,7 +205,7 @@ fn both(
         );
         Ok(measured.value)
     };
-    mounts::drop_caches()?;
+    mounts::drop_caches(work.reads(inputs))?;
     work.load_program()?;
     let cold = check(work.measure(&target.root, inputs, true, round)?)?;
     report.add(work.name(), "cold", &target.name, work.unit(), cold);
@@ -232,6 +232,14 @@ impl Work {
             Self::Fio(_, Job::Sequential(_)) => GB_PER_S,
             Self::Fio(_, Job::Random4K(_)) | Self::Stat | Self::OpenRead => K_PER_S,
             Self::Tar | Self::Find | Self::Python => SECONDS,
+        }
+    }
+
+    /// Memory that caches may take for it, in bytes.
+    fn reads(self, inputs: &Inputs) -> u64 {
+        match self {
+            Self::Fio(..) => 2 * inputs.big_bytes,
+            _ => 512 << 20,
         }
     }
 

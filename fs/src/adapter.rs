@@ -24,9 +24,10 @@ use harbour_image::{index::FileType, tree::Time};
 use parking_lot::Mutex;
 
 use crate::{
+    ahead::Ahead,
     attr::{Attr, BLOCK},
     error::{Error, Result},
-    inode::Node,
+    inode::{Node, Part, Place},
     ops::{Access, Entry, Fs, Seek, XattrReply},
 };
 
@@ -53,6 +54,26 @@ pub(crate) struct Adapter {
     pub(crate) agreed: Arc<Mutex<InitFlags>>,
     pub(crate) no_open: bool,
     pub(crate) no_opendir: bool,
+    /// Whether the kernel is to tell of every open, so that large files can be read past its cache.
+    pub(crate) opens: bool,
+    pub(crate) ahead: Arc<Ahead>,
+}
+
+/// What the kernel was given in one part of a listing.
+#[derive(Default)]
+struct Listed {
+    names: usize,
+    /// Files with their lengths in bytes.
+    files: Vec<(Node, u64)>,
+}
+
+impl Listed {
+    fn note(&mut self, entry: &Entry<'_>, taken: bool) {
+        self.names += 1;
+        if let Some((attr, _)) = entry.attr.filter(|_| taken && entry.kind == FileType::File) {
+            self.files.push((attr.node, attr.size));
+        }
+    }
 }
 
 impl Adapter {
@@ -88,7 +109,7 @@ impl Filesystem for Adapter {
         let _ = config.set_max_write(self.wishes.read_max);
         let _ = config.set_max_background(self.wishes.background);
         let _ = config.set_congestion_threshold(self.wishes.background / 4 * 3);
-        self.no_open = can.contains(InitFlags::FUSE_NO_OPEN_SUPPORT);
+        self.no_open = !self.opens && can.contains(InitFlags::FUSE_NO_OPEN_SUPPORT);
         self.no_opendir = can.contains(InitFlags::FUSE_NO_OPENDIR_SUPPORT);
         *self.agreed.lock() = flags;
         Ok(())
@@ -141,11 +162,13 @@ impl Filesystem for Adapter {
         );
     }
 
-    fn open(&self, _req: &Request, _ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
+    fn open(&self, _req: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
+        let bulk = matches!(Node::from_raw(ino.0).place(), Place::Erofs(_, Part::Bulk));
         match self.fs.open(flags.acc_mode() != OpenAccMode::O_RDONLY) {
             Err(_) => reply.error(Errno::EROFS),
             // Said once, the kernel opens files by itself from then on, and keeps their pages.
             Ok(()) if self.no_open => reply.error(Errno::ENOSYS),
+            Ok(()) if bulk => reply.opened(FileHandle(0), FopenFlags::FOPEN_DIRECT_IO),
             Ok(()) => reply.opened(FileHandle(0), FopenFlags::FOPEN_KEEP_CACHE),
         }
     }
@@ -162,13 +185,17 @@ impl Filesystem for Adapter {
         reply: ReplyData,
     ) {
         let read = move |fs: &Fs, node, _: &mut _| fs.read(node, offset, size as usize);
+        let (fs, ahead) = (Arc::clone(&self.fs), Arc::clone(&self.ahead));
         self.serve(
             "read",
             ino,
             reply,
             read,
-            |reply: ReplyData, result| match result {
-                Ok(data) => reply.data(&data),
+            move |reply: ReplyData, result| match result {
+                Ok(data) => {
+                    reply.data(&data);
+                    ahead.was_read(&fs, Node::from_raw(ino.0), offset, data.len());
+                }
                 Err(error) => reply.error(error),
             },
         );
@@ -216,7 +243,9 @@ impl Filesystem for Adapter {
         offset: u64,
         reply: ReplyDirectoryPlus,
     ) {
-        let list = move |fs: &Fs, node, reply: &mut ReplyDirectoryPlus| {
+        let list = move |fs: &Fs, node, reply: &mut (ReplyDirectoryPlus, Listed)| {
+            let (reply, listed) = reply;
+            *listed = Listed::default();
             fs.readdir(node, offset, true, &mut |entry: &Entry<'_>| {
                 let nameless = FileAttr {
                     kind: fuse_type(entry.kind),
@@ -227,23 +256,30 @@ impl Filesystem for Adapter {
                     .map_or((nameless, Duration::ZERO), |(attr, ttl)| {
                         (fuse_attr(&attr), ttl)
                     });
-                !reply.add(
+                let taken = !reply.add(
                     attr.ino,
                     entry.next,
                     OsStr::from_bytes(entry.name),
                     &ttl,
                     &attr,
                     GENERATION,
-                )
+                );
+                listed.note(entry, taken);
+                taken
             })
         };
+        let ahead = Arc::clone(&self.ahead);
         self.serve(
             "readdirplus",
             ino,
-            reply,
+            (reply, Listed::default()),
             list,
-            |reply, result| match result {
-                Ok(()) => reply.ok(),
+            move |(reply, listed), result| match result {
+                Ok(()) => {
+                    reply.ok();
+                    let dir = Node::from_raw(ino.0);
+                    ahead.was_listed(dir, offset, &listed.files, listed.names == 0);
+                }
                 Err(error) => reply.error(error),
             },
         );

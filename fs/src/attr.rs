@@ -7,7 +7,7 @@ use harbour_image::{
 
 use crate::{
     error::Result,
-    inode::Node,
+    inode::{Node, Part},
     view::{Opened, View},
 };
 
@@ -66,15 +66,10 @@ impl Attr {
         })
     }
 
-    pub(crate) fn of_erofs(view: &View, opened: &Opened, mtime: Time) -> Self {
-        let node = Node::erofs(view.number);
-        Self::ours(
-            node,
-            FileType::File,
-            0o444,
-            opened.header.erofs_len(),
-            mtime,
-        )
+    pub(crate) const fn of_erofs(view: &View, part: Part, opened: &Opened, mtime: Time) -> Self {
+        let node = Node::erofs(view.number, part);
+        let (_, len) = part.span(&opened.header);
+        Self::ours(node, FileType::File, 0o444, len, mtime)
     }
 
     /// A node that belongs to nobody's image.

@@ -5,7 +5,11 @@
 //! layers/<12 hex of diff ID>/
 //! erofs/<12 hex of diff ID or manifest digest>.erofs
 //! .status/{status.json,views.json}
+//! .devices/<12 hex of diff ID or manifest digest>.{head,bulk}
 //! ```
+//!
+//! `.devices` has each EROFS file in two parts, for a mount with `device=` (see
+//! [`crate::fastview`]).
 //!
 //! Where names could clash:
 //! - A repository may be the beginning of another (`app` and `app/web`), and a tag may have the
@@ -28,7 +32,7 @@ use std::{collections::HashMap, sync::Arc};
 use harbour_image::{digest::Digest, tree::Time};
 
 pub use self::changes::Changes;
-use crate::inode::Node;
+use crate::inode::{Node, Part};
 
 /// One state of the directories.
 #[derive(Debug, Default)]
@@ -84,8 +88,8 @@ pub(crate) enum Target {
     Control(u64),
     /// The root of a view.
     Root(u32),
-    /// The EROFS file of a view.
-    Erofs(u32),
+    /// The EROFS file of a view, or a part of it.
+    Erofs(u32, Part),
 }
 
 /// A page under `.status`.
@@ -142,7 +146,7 @@ impl Target {
     pub(crate) const fn node(self) -> Option<Node> {
         match self {
             Self::Control(number) => Some(Node::control(number)),
-            Self::Erofs(view) => Some(Node::erofs(view)),
+            Self::Erofs(view, part) => Some(Node::erofs(view, part)),
             Self::Root(_) => None,
         }
     }

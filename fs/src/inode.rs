@@ -4,17 +4,18 @@
 //! for good), the lower 40 its EROFS nid. So the kernel may hold a number for years, across
 //! changes of the catalogue, and it still means the same file. View 0 is ours: the directories
 //! above the views. There the root is 1, as FUSE wants it, an `erofs/X.erofs` file is told by the
-//! view that it shows, and everything else by a number made from its path.
+//! view that it shows and the part of it, and everything else by a number made from its path.
 
-use harbour_image::object::hash_object;
+use harbour_image::{index::Header, object::hash_object};
 
 const NID_BITS: u32 = 40;
 const NID_MAX: u64 = (1 << NID_BITS) - 1;
 const VIEW_MAX: u32 = (1 << 24) - 1;
 /// Control numbers from here on are made from paths.
 const NAMED: u64 = 1 << 39;
-/// Control numbers with this bit, below [`NAMED`], are EROFS files; the rest is the view's number.
+/// Control numbers with this bit, below [`NAMED`], are EROFS files: the part, and the view's number.
 const EROFS: u64 = 1 << 38;
+const PART_SHIFT: u32 = 24;
 
 /// A node as the kernel knows it: the number of a FUSE node and `st_ino`.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -25,8 +26,8 @@ pub struct Node(u64);
 pub enum Place {
     /// A node of the directories above the views.
     Control(u64),
-    /// The EROFS file of the view with this number.
-    Erofs(u32),
+    /// The EROFS file of the view with this number, or a part of it.
+    Erofs(u32, Part),
     /// A node inside a view.
     View {
         /// Number of the layer or image.
@@ -34,6 +35,40 @@ pub enum Place {
         /// EROFS nid in its index.
         nid: u64,
     },
+}
+
+/// What of an EROFS file a node shows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Part {
+    /// All of it.
+    Whole,
+    /// Metadata and small files, with a superblock that knows of [`Part::Bulk`].
+    Head,
+    /// The large files: what stands behind the head.
+    Bulk,
+}
+
+impl Part {
+    #[cfg(test)]
+    const ALL: [Self; 3] = [Self::Whole, Self::Head, Self::Bulk];
+
+    /// What its name ends with.
+    pub const fn suffix(self) -> &'static str {
+        match self {
+            Self::Whole => "erofs",
+            Self::Head => "head",
+            Self::Bulk => "bulk",
+        }
+    }
+
+    /// Where it begins in the EROFS file with this header, and its length, in bytes.
+    pub const fn span(self, header: &Header) -> (u64, u64) {
+        match self {
+            Self::Whole => (0, header.erofs_len()),
+            Self::Head => (0, header.head_len()),
+            Self::Bulk => (header.head_len(), header.data_len - header.bulk_at),
+        }
+    }
 }
 
 impl Node {
@@ -58,9 +93,9 @@ impl Node {
         Some(Self((number as u64) << NID_BITS | nid))
     }
 
-    /// The EROFS file of a view.
-    pub const fn erofs(number: u32) -> Self {
-        Self(EROFS | (number & VIEW_MAX) as u64)
+    /// The EROFS file of a view, or a part of it.
+    pub const fn erofs(number: u32, part: Part) -> Self {
+        Self(EROFS | (part as u64) << PART_SHIFT | (number & VIEW_MAX) as u64)
     }
 
     /// A control node of a number that [`control_number`] gave, or the root.
@@ -75,7 +110,12 @@ impl Node {
         if number != 0 {
             Place::View { number, nid }
         } else if nid & NAMED == 0 && nid & EROFS != 0 {
-            Place::Erofs((nid & !EROFS) as u32 & VIEW_MAX)
+            let part = match (nid >> PART_SHIFT) & 3 {
+                1 => Part::Head,
+                2 => Part::Bulk,
+                _ => Part::Whole,
+            };
+            Place::Erofs(nid as u32 & VIEW_MAX, part)
         } else {
             Place::Control(nid)
         }
@@ -86,7 +126,7 @@ impl std::fmt::Debug for Node {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self.place() {
             Place::Control(number) => write!(f, "control:{number:x}"),
-            Place::Erofs(number) => write!(f, "erofs:{number}"),
+            Place::Erofs(number, part) => write!(f, "{}:{number}", part.suffix()),
             Place::View { number, nid } => write!(f, "{number}:{nid}"),
         }
     }
@@ -116,7 +156,12 @@ mod tests {
                 assert_eq!(node.place(), Place::View { number, nid });
                 assert_eq!(Node::from_raw(node.raw()), node);
             }
-            assert_eq!(Node::erofs(number).place(), Place::Erofs(number));
+            for part in Part::ALL {
+                assert_eq!(
+                    Node::erofs(number, part).place(),
+                    Place::Erofs(number, part)
+                );
+            }
         }
         assert_eq!(Node::in_view(0, 1), None);
         assert_eq!(Node::in_view(VIEW_MAX + 1, 1), None);

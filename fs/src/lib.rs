@@ -9,6 +9,7 @@
 #![forbid(unsafe_code)]
 
 mod adapter;
+mod ahead;
 mod attr;
 mod budget;
 mod buffers;

@@ -16,7 +16,7 @@ use std::{
     time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
-use harbour_image::{digest::Digest, object::PackId, tree::Time};
+use harbour_image::{digest::Digest, index::Header, object::PackId, tree::Time};
 use lru::LruCache;
 use nix::errno::Errno;
 use parking_lot::{Mutex, RwLock};
@@ -127,6 +127,7 @@ impl Fs {
             granules_verified: stats.verified.get(),
             wrong: stats.wrong.get(),
             edge_hits: stats.edge_hits.get(),
+            ahead_bytes: stats.ahead_bytes.get(),
             refills: stats.refills.get(),
             deferred: stats.deferred.get(),
             slow_now: self.slow.busy(),
@@ -208,6 +209,16 @@ impl Fs {
                 .extend(Changes::between(&before, &after));
         }
         *self.control.write() = Arc::new(after);
+    }
+
+    /// The header of a view that is open now.
+    pub(crate) fn header_if_open(&self, number: u32) -> Option<Header> {
+        self.views.get(number)?.header_if_open()
+    }
+
+    /// Counts bytes that went into the kernel's cache before it asked for them.
+    pub(crate) fn count_ahead(&self, bytes: u64) {
+        self.outside.stats.ahead_bytes.add(bytes);
     }
 
     /// Everything outside.

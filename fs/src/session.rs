@@ -12,7 +12,7 @@ use std::{
         unix::{ffi::OsStrExt, fs::MetadataExt},
     },
     path::{Path, PathBuf},
-    sync::Arc,
+    sync::{Arc, OnceLock},
     thread::JoinHandle,
     time::{Duration, Instant},
 };
@@ -26,7 +26,9 @@ use parking_lot::Mutex;
 
 use crate::{
     adapter::{Adapter, Wishes},
+    ahead::{Ahead, Store},
     control::Changes,
+    inode::Node,
     ops::Fs,
 };
 
@@ -56,6 +58,9 @@ pub struct MountConfig {
     /// Whether permission checks take POSIX ACLs into account. Costs one request per file that is
     /// used by somebody who does not own it.
     pub acls: bool,
+    /// Whether the kernel tells of every open. Large files of `.devices` are then read past its
+    /// cache; everything else gets slower.
+    pub opens: bool,
 }
 
 impl MountConfig {
@@ -69,6 +74,7 @@ impl MountConfig {
             background: 64,
             read_ahead_kb: READ_MAX / 1024,
             acls: true,
+            opens: false,
         }
     }
 }
@@ -255,6 +261,8 @@ fn start(
         flags |= InitFlags::FUSE_ALLOW_IDMAP;
     }
     let agreed = Arc::new(Mutex::new(InitFlags::empty()));
+    let store = Arc::new(OnceLock::new());
+    let ahead = Ahead::start(Arc::downgrade(&fs), Arc::clone(&store))?;
     let adapter = Adapter {
         fs,
         wishes: Wishes {
@@ -265,6 +273,8 @@ fn start(
         agreed: Arc::clone(&agreed),
         no_open: false,
         no_opendir: false,
+        opens: config.opens,
+        ahead,
     };
     let acl = if config.allow_other {
         SessionACL::All
@@ -277,6 +287,8 @@ fn start(
     options.clone_fd = config.threads > 1;
     let session = Session::from_fd(adapter, OwnedFd::from(device), acl, options)?;
     let notifier = session.notifier();
+    // Set once, here.
+    let _ = store.set(Box::new(Cache(notifier.clone())) as Box<dyn Store>);
     let thread = std::thread::Builder::new()
         .name("fs-session".into())
         .spawn(move || session.run())?;
@@ -288,6 +300,15 @@ fn start(
         thread: Mutex::new(Some(thread)),
         agreed,
     })
+}
+
+/// The kernel's page cache of one mount.
+struct Cache(Notifier);
+
+impl Store for Cache {
+    fn store(&self, node: Node, offset: u64, bytes: &[u8]) -> io::Result<()> {
+        self.0.store(INodeNo(node.raw()), offset, bytes)
+    }
 }
 
 /// Writes the read-ahead of the device that a mount is; statting it takes a session that runs.

@@ -60,6 +60,8 @@ pub(crate) struct Stats {
     pub(crate) refills: Counter,
     /// Parts of granules answered from the memory of checked ones.
     pub(crate) edge_hits: Counter,
+    /// Bytes put into the kernel's cache before it asked for them.
+    pub(crate) ahead_bytes: Counter,
     /// Bytes of indexes read from metad's disk because the pool could not give them.
     pub(crate) index_fallback_bytes: Counter,
     /// Operations that went on in a slow thread.
@@ -112,6 +114,8 @@ pub struct Report {
     pub wrong: u64,
     /// Parts of granules answered from checked ones held in memory.
     pub edge_hits: u64,
+    /// Bytes put into the kernel's cache before it asked for them.
+    pub ahead_bytes: u64,
     /// Refills asked for.
     pub refills: u64,
     /// Operations handed to slow threads.

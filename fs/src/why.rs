@@ -84,7 +84,7 @@ impl Fs {
     pub fn why(&self, node: Node) -> Result<Why> {
         let (number, nid) = match node.place() {
             Place::Control(_) => return Err(Error::NoAttribute),
-            Place::Erofs(number) => (number, None),
+            Place::Erofs(number, _) => (number, None),
             Place::View { number, nid } => (number, Some(nid)),
         };
         let (view, opened) = self.view(number, node)?;

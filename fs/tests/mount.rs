@@ -14,13 +14,14 @@ use std::{
     os::unix::fs::{FileExt, MetadataExt, PermissionsExt, symlink},
     path::{Path, PathBuf},
     process::Command,
+    sync::Arc,
     time::Duration,
 };
 
 use harbour_fs::{
     Config,
-    fastview::{self, Caching, FastViewError},
-    session::{MountError, Unmount},
+    fastview::{self, FastViewError, Source},
+    session::{self, MountConfig, MountError, Unmount},
 };
 use harbour_image::tree::{Kind, Tree};
 use model::{Model, meta, noise};
@@ -353,12 +354,79 @@ fn an_overlay_on_layers_hides_what_is_deleted_and_takes_changes() {
 }
 
 #[test]
+fn content_comes_before_it_is_asked_for_and_is_right() {
+    let world = World::new();
+    let mut model = Model::new(1 << 20);
+    let mut dirs = Vec::new();
+    for dir in 0..12u32 {
+        let id = model.dir(Tree::ROOT, format!("d{dir:02}").as_bytes());
+        for file in 0..40u32 {
+            let seed = u64::from(dir * 100 + file);
+            let bytes = noise(seed, 100 + 311 * seed as usize % 9000);
+            model.file(
+                id,
+                format!("f{file:02}").as_bytes(),
+                meta(0o644),
+                bytes,
+                false,
+            );
+        }
+        dirs.push(format!("d{dir:02}"));
+    }
+    let layer = world.layer(&mut model, 1, &[1]);
+    let name = layer.diff_id.short();
+    world.show(vec![], vec![layer]);
+    let real = Real::new(&world, Config::default());
+    let root = real.path("layers").join(name);
+    let read = |dir: &str| {
+        let mut sum = 0;
+        for entry in fs::read_dir(root.join(dir)).unwrap() {
+            sum += fs::read(entry.unwrap().path()).unwrap().len() as u64;
+            // The kernel is not to be faster than the thread that brings what comes next.
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        sum
+    };
+    // Listing alone brings nothing.
+    for dir in &dirs {
+        assert_eq!(getdents(&root.join(dir), 8192, 0).len(), 42);
+    }
+    assert_eq!(real.fs.stats().ahead_bytes, 0);
+    drop_caches();
+    let all: u64 = dirs.iter().map(|dir| read(dir)).sum();
+    let ahead = real.fs.stats().ahead_bytes;
+    assert!(ahead > all / 2, "{ahead} of {all}");
+    // What was brought is what is there.
+    compare(&root, &model, true);
+    assert_eq!(real.fs.stats().failed, 0);
+    real.end();
+}
+
+#[test]
 fn the_fast_view_is_the_same_tree() {
     let (real, layer_model, _, [layer, _, erofs]) = mounted(2000);
     let views = real.dir.path().join("view");
-    for caching in [Caching::ViewOnly, Caching::Both] {
+    let devices = MountConfig {
+        opens: true,
+        ..MountConfig::new(real.dir.path().join("devices"))
+    };
+    let devices = session::mount(Arc::clone(&real.fs), &devices).unwrap();
+    let name = erofs.file_stem().unwrap().to_str().unwrap();
+    let part = |suffix| {
+        devices
+            .mountpoint()
+            .join(format!(".devices/{name}.{suffix}"))
+    };
+    let parts = Source::Parts {
+        head: part("head"),
+        bulk: part("bulk"),
+    };
+    let len = |path: &Path| fs::metadata(path).unwrap().len();
+    assert!(len(&part("bulk")) > 1 << 20);
+    assert_eq!(len(&part("head")) + len(&part("bulk")), len(&erofs));
+    for source in [Source::Whole(erofs.clone()), parts.clone()] {
         let at = views.join("one");
-        match fastview::mount(&erofs, &at, caching, 1024) {
+        match fastview::mount(&source, &at, 1024) {
             Ok(()) => {}
             Err(FastViewError::Unsupported(why)) => {
                 panic!("this test needs a kernel with a fast view: {why}")
@@ -390,17 +458,23 @@ fn the_fast_view_is_the_same_tree() {
                 .collect::<Vec<_>>(),
             [at.canonicalize().unwrap()]
         );
-        let busy = real.mounted.unmount(Unmount::Plain).unwrap_err();
+        let below = if source == parts {
+            &devices
+        } else {
+            &real.mounted
+        };
+        let busy = below.unmount(Unmount::Plain).unwrap_err();
         assert!(
             matches!(&busy, MountError::Unmount { source, .. } if source.kind() == io::ErrorKind::ResourceBusy)
         );
         fastview::unmount(&at, false).unwrap();
         assert!(!at.exists());
     }
-    fastview::mount(&erofs, &views.join("left"), Caching::default(), 1024).unwrap();
+    fastview::mount(&parts, &views.join("left"), 1024).unwrap();
     assert_eq!(fastview::clean(&views).unwrap(), 1);
     assert_eq!(fastview::list(&views).unwrap(), []);
     fastview::unmount(&views.join("never was"), false).unwrap();
+    devices.unmount(Unmount::Plain).unwrap();
     assert_eq!(real.fs.stats().failed, 0);
     real.end();
 }

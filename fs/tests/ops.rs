@@ -8,7 +8,7 @@ use std::sync::atomic::Ordering;
 
 use harbour_fs::{
     Config, Error, Node,
-    inode::Place,
+    inode::{Part, Place},
     ops::{Seek, XattrReply},
 };
 use harbour_image::{
@@ -57,7 +57,7 @@ fn the_erofs_file_is_metadata_and_content_at_their_offsets() {
     world.show(vec![], vec![layer]);
     let fs = world.fs(Config::default());
     let file = find(&fs, &format!("erofs/{name}.erofs")).unwrap();
-    assert_eq!(file.node.place(), Place::Erofs(1));
+    assert_eq!(file.node.place(), Place::Erofs(1, Part::Whole));
     let written = model.write(ViewKind::Layer);
     let index = harbour_image::index::Index::open(&written.bytes[..written.len as usize]).unwrap();
     assert_eq!(file.size, index.header().erofs_len());
@@ -97,6 +97,28 @@ fn the_erofs_file_is_metadata_and_content_at_their_offsets() {
             .is_empty()
     );
     assert!(matches!(fs.lookup(file.node, b"x"), Err(Error::NotDir(_))));
+
+    // In two parts: the same bytes, but for a superblock that knows of the second.
+    let head = find(&fs, &format!(".devices/{name}.head")).unwrap();
+    let bulk = find(&fs, &format!(".devices/{name}.bulk")).unwrap();
+    let cut = index.header().head_len() as usize;
+    assert_eq!(
+        (head.size, bulk.size),
+        (cut as u64, (whole.len() - cut) as u64)
+    );
+    let read = |node, offset: usize, len| {
+        let data = fs.patiently(|fs| fs.read(node, offset as u64, len));
+        data.unwrap().to_vec()
+    };
+    assert!(read(bulk.node, 0, whole.len()) == whole[cut..]);
+    assert!(read(bulk.node, 70_000, 5000) == whole[cut + 70_000..][..5000]);
+    assert!(read(head.node, 4096, whole.len()) == whole[4096..cut]);
+    let mut first: [u8; 4096] = whole[..4096].try_into().unwrap();
+    harbour_image::index::split(index.header(), &mut first);
+    assert_ne!(first[..], whole[..4096]);
+    assert!(read(head.node, 0, 4096) == first);
+    assert!(read(head.node, 1000, 200) == first[1000..1200]);
+    assert!(read(head.node, 4000, 200) == [&first[4000..], &whole[4096..4200]].concat());
 }
 
 #[test]
@@ -148,7 +170,7 @@ fn wrong_kinds_and_unknown_nodes_have_their_errors() {
         Err(Error::Stale(_))
     ));
     assert!(matches!(
-        fs.patiently(|fs| fs.getattr(Node::erofs(99))),
+        fs.patiently(|fs| fs.getattr(Node::erofs(99, Part::Whole))),
         Err(Error::Stale(_))
     ));
     for nid in [0, 1, 1 << 30, (1 << 40) - 1] {

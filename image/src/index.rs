@@ -32,6 +32,7 @@ mod xattr;
 use std::sync::Arc;
 
 pub use dir::DirEntry;
+pub use emit::split;
 pub use error::{IndexError, ReadError, Refusal, WriteError};
 pub use inode::{Inode, Nid, Xattr};
 pub use layout::{BLOCK, FileType, Header, ViewKind};

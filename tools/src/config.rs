@@ -258,6 +258,11 @@ impl Places {
         self.run.join("donor.sock")
     }
 
+    /// Where the files are served that fast views are mounted from.
+    pub fn devices(&self) -> PathBuf {
+        self.run.join("devices")
+    }
+
     /// Where the fast views are mounted.
     pub fn views(&self) -> PathBuf {
         self.run.join("view")

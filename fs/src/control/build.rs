@@ -9,7 +9,7 @@ use harbour_image::{digest::Digest, object::hash_object, tree::Time};
 
 use super::{Child, Control, ControlNode, Kind, Status, Target, names};
 use crate::{
-    inode::control_number,
+    inode::{Part, control_number},
     source::{ImageEntry, Snapshot},
 };
 
@@ -29,7 +29,7 @@ enum Leaf {
     Document(Digest),
     Status(Status),
     Root(u32),
-    Erofs(u32),
+    Erofs(u32, Part),
 }
 
 /// Position behind an entry called `name`.
@@ -102,7 +102,7 @@ struct Plan {
 impl Plan {
     fn new(snapshot: &Snapshot, names: &HashMap<u32, String>) -> Self {
         let mut plan = Self::default();
-        for dir in ["images", "layers", "erofs", ".status"] {
+        for dir in ["images", "layers", "erofs", ".status", ".devices"] {
             plan.dir(dir);
         }
         plan.put(".status", "status.json", Leaf::Status(Status::Status));
@@ -115,7 +115,7 @@ impl Plan {
         for layer in &snapshot.layers {
             if let Some(name) = names.get(&layer.number) {
                 plan.put("layers", name, Leaf::Root(layer.number));
-                plan.put("erofs", &format!("{name}.erofs"), Leaf::Erofs(layer.number));
+                plan.erofs(name, layer.number);
             }
         }
         let mut images: Vec<&ImageEntry> = snapshot.images.iter().collect();
@@ -134,11 +134,23 @@ impl Plan {
                 continue;
             };
             if let Some(name) = names.get(&image.number) {
-                plan.put("erofs", &format!("{name}.erofs"), Leaf::Erofs(image.number));
+                plan.erofs(name, image.number);
             }
             plan.image(image, &path, &layer_names, &mut first);
         }
         plan
+    }
+
+    /// The EROFS file of a view and its parts.
+    fn erofs(&mut self, name: &str, number: u32) {
+        for (dir, part) in [
+            ("erofs", Part::Whole),
+            (".devices", Part::Head),
+            (".devices", Part::Bulk),
+        ] {
+            let name = format!("{name}.{}", part.suffix());
+            self.put(dir, &name, Leaf::Erofs(number, part));
+        }
     }
 
     fn image(
@@ -199,7 +211,7 @@ impl Plan {
         let named = self.dirs.iter().flat_map(|(dir, names)| {
             names
                 .iter()
-                .filter(|(_, leaf)| !matches!(leaf, Leaf::Root(_) | Leaf::Erofs(_)))
+                .filter(|(_, leaf)| !matches!(leaf, Leaf::Root(_) | Leaf::Erofs(..)))
                 .map(|(name, _)| join(dir, name))
         });
         std::iter::once(String::new()).chain(named)
@@ -217,7 +229,7 @@ impl Plan {
                 let child = number(&path);
                 let (target, kind) = match leaf {
                     Leaf::Root(view) => (Target::Root(view), None),
-                    Leaf::Erofs(view) => (Target::Erofs(view), None),
+                    Leaf::Erofs(view, part) => (Target::Erofs(view, part), None),
                     Leaf::Dir => (Target::Control(child), None),
                     Leaf::Symlink(target) => (Target::Control(child), Some(Kind::Symlink(target))),
                     Leaf::Document(digest) => {

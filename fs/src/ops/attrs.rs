@@ -46,9 +46,9 @@ impl Fs {
                 };
                 Ok((self.control_attr(&control, number)?, ttl))
             }
-            Place::Erofs(number) => {
+            Place::Erofs(number, part) => {
                 let (view, opened) = self.view(number, node)?;
-                Ok((Attr::of_erofs(&view, &opened, self.started), ttl))
+                Ok((Attr::of_erofs(&view, part, &opened, self.started), ttl))
             }
             Place::View { number, nid } => {
                 let (view, opened) = self.view(number, node)?;
@@ -82,7 +82,7 @@ impl Fs {
                 });
                 Ok(space(sum.0, sum.1))
             }
-            Place::Erofs(number) | Place::View { number, .. } => {
+            Place::Erofs(number, _) | Place::View { number, .. } => {
                 let (_, opened) = self.view(number, node)?;
                 Ok(space(opened.header.erofs_len(), opened.header.inodes))
             }

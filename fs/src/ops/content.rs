@@ -1,11 +1,11 @@
 //! Content: READ, READLINK, LSEEK.
 
-use harbour_image::index::{FileType, Nid, What};
+use harbour_image::index::{BLOCK, FileType, Nid, What, split};
 
 use super::Fs;
 use crate::{
     error::{Error, Result},
-    inode::{Node, Place},
+    inode::{Node, Part, Place},
     read::{self, Data},
 };
 
@@ -38,14 +38,40 @@ impl Fs {
                     range: 0..part.len(),
                 })
             }
-            Place::Erofs(number) => {
-                let (view, opened) = self.view(number, node)?;
-                let len = clamp(opened.header.erofs_len(), offset, len);
-                let what = || format!("{} as EROFS file, {len} bytes at {offset}", view.shows);
-                read::read(&self.outside, &view, &opened, offset, len, &what)
-            }
+            Place::Erofs(number, part) => self.read_erofs(node, number, part, offset, len),
             Place::View { number, nid } => self.read_file(node, number, Nid(nid), offset, len),
         }
+    }
+
+    fn read_erofs(
+        &self,
+        node: Node,
+        number: u32,
+        part: Part,
+        offset: u64,
+        len: usize,
+    ) -> Result<Data> {
+        let (view, opened) = self.view(number, node)?;
+        let header = &opened.header;
+        let (start, part_len) = part.span(header);
+        let len = clamp(part_len, offset, len);
+        let what = || {
+            let suffix = part.suffix();
+            format!("{}.{suffix}, {len} bytes at {offset}", view.shows)
+        };
+        let mut data = read::read(&self.outside, &view, &opened, start + offset, len, &what)?;
+        if part == Part::Head && offset < BLOCK && len > 0 {
+            let mut block = [0; BLOCK as usize];
+            let index = opened.index(&self.outside);
+            index
+                .read_meta(0, &mut block)
+                .map_err(|error| view.error(error))?;
+            split(header, &mut block);
+            let old = &block[offset as usize..];
+            let both = old.len().min(len);
+            data.buffer[..both].copy_from_slice(&old[..both]);
+        }
+        Ok(data)
     }
 
     fn read_file(
@@ -87,7 +113,7 @@ impl Fs {
     pub fn readlink(&self, node: Node) -> Result<Vec<u8>> {
         match node.place() {
             Place::Control(number) => self.control_link(number),
-            Place::Erofs(_) => Err(Error::WrongType(node)),
+            Place::Erofs(..) => Err(Error::WrongType(node)),
             Place::View { number, nid } => {
                 let (view, opened) = self.view(number, node)?;
                 let index = opened.index(&self.outside);

@@ -117,10 +117,10 @@ impl Fs {
                 };
                 Ok((self.control_attr(control, number)?, ttl))
             }
-            Target::Erofs(number) => {
-                let (view, opened) = self.view(number, Node::erofs(number))?;
+            Target::Erofs(number, part) => {
+                let (view, opened) = self.view(number, Node::erofs(number, part))?;
                 Ok((
-                    Attr::of_erofs(&view, &opened, mtime),
+                    Attr::of_erofs(&view, part, &opened, mtime),
                     self.config().content_ttl,
                 ))
             }
@@ -226,7 +226,7 @@ impl Fs {
 fn kind_of(control: &Control, child: &Child) -> FileType {
     match child.target {
         Target::Root(_) => FileType::Dir,
-        Target::Erofs(_) => FileType::File,
+        Target::Erofs(..) => FileType::File,
         Target::Control(number) => match control.node(number).map(|node| &node.kind) {
             Some(Kind::Dir(_)) => FileType::Dir,
             Some(Kind::Symlink(_)) => FileType::Symlink,

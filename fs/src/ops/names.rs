@@ -57,7 +57,7 @@ impl Fs {
         }
         let found = match parent.place() {
             Place::Control(number) => self.control_lookup(number, name)?,
-            Place::Erofs(_) => return Err(Error::NotDir(parent)),
+            Place::Erofs(..) => return Err(Error::NotDir(parent)),
             Place::View { number, nid } => self.view_lookup(parent, number, Nid(nid), name)?,
         };
         if let Some(attr) = &found.attr {
@@ -105,7 +105,9 @@ impl Fs {
     pub fn forget(&self, node: Node, count: u64) {
         match node.place() {
             Place::Control(_) => {}
-            Place::Erofs(number) | Place::View { number, .. } => self.views.forget(number, count),
+            Place::Erofs(number, _) | Place::View { number, .. } => {
+                self.views.forget(number, count)
+            }
         }
     }
 
@@ -130,7 +132,7 @@ impl Fs {
         };
         let result = match dir.place() {
             Place::Control(number) => self.control_readdir(number, from, plus, &mut counted),
-            Place::Erofs(_) => Err(Error::NotDir(dir)),
+            Place::Erofs(..) => Err(Error::NotDir(dir)),
             Place::View { number, nid } => {
                 self.view_readdir(dir, number, Nid(nid), from, plus, &mut counted)
             }
@@ -204,7 +206,7 @@ impl Fs {
 
     /// Counts a node as given to the kernel.
     fn given(&self, node: Node) {
-        if let Place::Erofs(number) | Place::View { number, .. } = node.place()
+        if let Place::Erofs(number, _) | Place::View { number, .. } = node.place()
             && let Some(view) = self.views.get(number)
         {
             View::given(&view);

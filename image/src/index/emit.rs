@@ -36,6 +36,37 @@ pub(crate) fn superblock(header: &Header, uuid: [u8; 16], index: &mut [u8]) {
     put_u32(block, 4, sum);
 }
 
+/// The file system in two files has a device table.
+const INCOMPAT_DEVICE_TABLE: u32 = 8;
+/// Length of an entry of the device table; its place is counted in these.
+const DEVICE_LEN: usize = 128;
+/// Place of the one entry: in the part of the first block that is our header's and zero.
+const DEVICE_SLOT: usize = 6;
+
+/// Makes of the first block of an EROFS file that of the file's head alone, with the large files
+/// in a second device (`device=` of the kernel's mount options) behind it.
+///
+/// The block is not that of an index any more: our header's checksum is not its own. Without
+/// large files it stays as it is.
+pub fn split(header: &Header, block: &mut [u8; BLOCK_LEN]) {
+    let bulk = (header.data_len - header.bulk_at) / BLOCK;
+    if bulk == 0 {
+        return;
+    }
+    let head = (header.head_len() / BLOCK) as u32;
+    let slot = &mut block[DEVICE_SLOT * DEVICE_LEN..][..DEVICE_LEN];
+    put_u32(slot, 64, bulk as u32);
+    put_u32(slot, 68, head);
+    let rest = &mut block[SUPER_AT as usize..];
+    put_u32(rest, 36, head);
+    put_u32(rest, 80, INCOMPAT_DEVICE_TABLE);
+    put_u16(rest, 86, 1);
+    put_u16(rest, 88, DEVICE_SLOT as u16);
+    put_u32(rest, 4, 0);
+    let sum = !crc32c::crc32c(rest);
+    put_u32(rest, 4, sum);
+}
+
 /// Writes all inodes and what belongs to them into `index`, which is zeroed.
 pub(crate) fn metadata(plan: &Plan<'_>, index: &mut [u8]) {
     for (number, id) in plan.order.iter().enumerate() {

@@ -260,7 +260,10 @@ impl<B: IndexBytes> Check<'_, B> {
                 if let Some(offset) = inode.data_offset {
                     let bulk = inode.size > OBJECT_MAX as u64;
                     if bulk != (offset >= self.index.header.head_len()) {
-                        return Err(corrupt(inode.at(), "a file in the other's part of the data"));
+                        return Err(corrupt(
+                            inode.at(),
+                            "a file in the other's part of the data",
+                        ));
                     }
                     self.data.push(offset..offset + inode.size);
                 }

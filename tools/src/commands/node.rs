@@ -58,15 +58,20 @@ pub(super) fn run(context: &Context, args: NodeArgs) -> anyhow::Result<ExitCode>
             .name("reports".into())
             .spawn(move || send_reports(&client, &handle, &reports))?;
     }
-    let (views, fast_view) = fast_views(context, &keys);
+    let (views, fast_view) = fast_views(context, &keys, &fs);
     let keeper = views
         .as_ref()
         .map(|views| Keeper::start(Arc::clone(views)))
         .transpose()?;
     let mounted = Arc::new(mounted);
     let invalidate = {
-        let mounted = Arc::clone(&mounted);
-        Box::new(move |changes: harbour_fs::Changes| mounted.invalidate(&changes))
+        let (mounted, views) = (Arc::clone(&mounted), views.clone());
+        Box::new(move |changes: harbour_fs::Changes| {
+            mounted.invalidate(&changes);
+            if let Some(views) = &views {
+                views.invalidate(&changes);
+            }
+        })
     };
     let shown = Shown {
         remote,
@@ -166,11 +171,15 @@ fn mount(
 }
 
 /// The fast views of this host, and in words whether there are any.
-fn fast_views(context: &Context, keys: &config::NodeKeys) -> (Option<Arc<FastViews>>, String) {
+fn fast_views(
+    context: &Context,
+    keys: &config::NodeKeys,
+    fs: &Arc<Fs>,
+) -> (Option<Arc<FastViews>>, String) {
     if keys.fast_view == Some(config::FastView::Off) {
         return (None, "off, by configuration".to_owned());
     }
-    match FastViews::new(&context.places) {
+    match FastViews::new(&context.places, fs, keys.threads()) {
         Ok(views) => {
             let text = format!("on, below {}", context.places.views().display());
             (Some(Arc::new(views)), text)

@@ -2,13 +2,18 @@
 
 use std::{
     collections::BTreeSet,
+    os::unix::ffi::OsStrExt,
     path::PathBuf,
     sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError},
     thread,
     time::Duration,
 };
 
-use harbour_fs::fastview::{self, Caching, FastViewError};
+use harbour_fs::{
+    Changes, Fs,
+    fastview::{self, FastViewError, Source},
+    session::{self, MountConfig, Mounted},
+};
 use nix::mount::{MntFlags, umount2};
 
 use crate::config::Places;
@@ -19,34 +24,67 @@ const VIEWS_MAX: usize = 1024;
 /// How far the kernel reads ahead in a fast view, in KiB.
 const READ_AHEAD_KB: u32 = 1024;
 
-/// Fast views of one mount: `erofs/NAME.erofs` of it at NAME below a directory of this host.
-#[derive(Clone, Debug)]
+/// Fast views of one node, each at its name below a directory of this host.
+#[derive(Debug)]
 pub struct FastViews {
     erofs: PathBuf,
     dir: PathBuf,
+    /// A second mount of the same files, with opens, for their parts. Without it views are mounted
+    /// from whole files.
+    devices: Option<Mounted>,
 }
 
 impl FastViews {
-    /// Those of these places; what an earlier process left is taken away.
-    pub fn new(places: &Places) -> std::io::Result<Self> {
-        let views = Self {
-            erofs: places.mount.join("erofs"),
-            dir: places.views(),
+    /// Those of these places and of `fs`, which is mounted there already; what an earlier process
+    /// left is taken away.
+    pub fn new(places: &Places, fs: &Arc<Fs>, threads: usize) -> std::io::Result<Self> {
+        let dir = places.views();
+        std::fs::create_dir_all(&dir)?;
+        fastview::clean(&dir)?;
+        let config = MountConfig {
+            threads,
+            opens: true,
+            ..MountConfig::new(places.devices())
         };
-        std::fs::create_dir_all(&views.dir)?;
-        fastview::clean(&views.dir)?;
-        Ok(views)
+        // A comma would end the mount option that names a part.
+        let fits = !places.devices().as_os_str().as_bytes().contains(&b',');
+        let devices = fits.then(|| session::mount(Arc::clone(fs), &config));
+        let devices = devices.transpose().unwrap_or_else(|error| {
+            let error = super::refill::chain(&error);
+            tracing::warn!(error, "fast views are mounted from whole files");
+            None
+        });
+        Ok(Self {
+            erofs: places.mount.join("erofs"),
+            dir,
+            devices,
+        })
     }
 
     /// Mounts the view of this name.
     pub fn mount(&self, name: &str) -> Result<(), FastViewError> {
-        let file = self.erofs.join(format!("{name}.erofs"));
-        fastview::mount(
-            &file,
-            &self.dir.join(name),
-            Caching::default(),
-            READ_AHEAD_KB,
-        )
+        let source = match &self.devices {
+            Some(devices) => {
+                let part = |suffix| {
+                    devices
+                        .mountpoint()
+                        .join(format!(".devices/{name}.{suffix}"))
+                };
+                Source::Parts {
+                    head: part("head"),
+                    bulk: part("bulk"),
+                }
+            }
+            None => Source::Whole(self.erofs.join(format!("{name}.erofs"))),
+        };
+        fastview::mount(&source, &self.dir.join(name), READ_AHEAD_KB)
+    }
+
+    /// Makes the kernel drop what is not true any more of the files that views are mounted from.
+    pub fn invalidate(&self, changes: &Changes) {
+        if let Some(devices) = &self.devices {
+            devices.invalidate(changes);
+        }
     }
 
     /// Unmounts it; with `lazy` also while somebody uses it.
@@ -185,12 +223,13 @@ fn lock(shared: &(Mutex<Wanted>, Condvar)) -> MutexGuard<'_, Wanted> {
 /// Detaches every mount that is left of these places; tells how many there were.
 pub fn detach_all(places: &Places) -> usize {
     let mounts = std::fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
-    let views = places.views();
+    let (views, devices) = (places.views(), places.devices());
+    let ours = [&places.mount, &devices];
     let mut points: Vec<PathBuf> = mounts
         .lines()
         .filter_map(|line| line.split(' ').nth(4))
         .map(|point| PathBuf::from(unescape(point)))
-        .filter(|point| point.starts_with(&views) || *point == places.mount)
+        .filter(|point| point.starts_with(&views) || ours.contains(&point))
         .collect();
     // What was mounted last stands on what was mounted first.
     points.reverse();
