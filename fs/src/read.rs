@@ -133,8 +133,10 @@ fn run(
             return false;
         };
         let hashes = &plan.hashes[check.hashes.clone()];
-        let right = |(granule, number)| {
-            verify_granule(&check.id, check.object_len, hashes, number, granule)
+        let right = |(granule, number): (&[u8], usize)| {
+            let hash = number.checked_sub(check.first_hash);
+            let hash = hash.and_then(|place| hashes.get(place));
+            verify_granule(&check.id, check.object_len, hash, number, granule)
         };
         !verify
             || bytes

@@ -1,12 +1,20 @@
 //! Checked granules of which a read took only a part: the next one often takes another part.
+//!
+//! A granule is kept when it was brought a second time within a while. Keeping it at once would
+//! cost reads in random order, which come back to a granule too late, a third more time.
 
-use std::num::NonZeroUsize;
+use std::{
+    num::NonZeroUsize,
+    sync::atomic::{AtomicU64, Ordering},
+};
 
 use harbour_image::object::{GRANULE, ObjectId};
 use lru::LruCache;
 use parking_lot::Mutex;
 
 const SHARDS: usize = 8;
+/// Granules that are remembered as brought once, in slots that newer ones take over.
+const BROUGHT: usize = 1024;
 
 type Key = (ObjectId, u16);
 
@@ -14,6 +22,8 @@ type Key = (ObjectId, u16);
 #[derive(Debug)]
 pub(crate) struct Edges {
     shards: [Mutex<LruCache<Key, Box<[u8]>>>; SHARDS],
+    /// Marks of granules that were brought.
+    brought: Box<[AtomicU64]>,
     enabled: bool,
 }
 
@@ -23,6 +33,7 @@ impl Edges {
         let each = NonZeroUsize::new(bytes / GRANULE / SHARDS).unwrap_or(NonZeroUsize::MIN);
         Self {
             shards: std::array::from_fn(|_| Mutex::new(LruCache::sparse(each))),
+            brought: (0..BROUGHT).map(|_| AtomicU64::new(0)).collect(),
             enabled: bytes >= GRANULE,
         }
     }
@@ -38,6 +49,11 @@ impl Edges {
         let Some(key) = self.key(object, number) else {
             return false;
         };
+        // What was not brought lately is not worth a look: most reads end here.
+        let (mark, slot) = self.mark(object, number);
+        if slot.load(Ordering::Relaxed) != mark {
+            return false;
+        }
         let mut shard = self.shard(object, number).lock();
         let part = shard
             .get(&key)
@@ -48,13 +64,27 @@ impl Edges {
         part.is_some()
     }
 
-    /// Keeps a granule that was checked.
+    /// Hears of a granule that was checked, and keeps it when it is not the first time.
     pub(crate) fn put(&self, object: &ObjectId, number: usize, granule: &[u8]) {
         let Some(key) = self.key(object, number) else {
             return;
         };
+        let (mark, slot) = self.mark(object, number);
+        if slot.swap(mark, Ordering::Relaxed) != mark {
+            return;
+        }
         let granule = Box::from(granule);
         self.shard(object, number).lock().put(key, granule);
+    }
+
+    /// A granule's mark and the slot that remembers it. Two granules with one mark do no harm: one
+    /// is kept a read too early.
+    fn mark(&self, object: &ObjectId, number: usize) -> (u64, &AtomicU64) {
+        let mut mark = [0; 8];
+        mark.copy_from_slice(&object.0[..8]);
+        // 0 is no mark.
+        let mark = u64::from_le_bytes(mark).wrapping_add(number as u64).max(1);
+        (mark, &self.brought[mark as usize % BROUGHT])
     }
 
     fn key(&self, object: &ObjectId, number: usize) -> Option<Key> {
@@ -78,6 +108,10 @@ mod tests {
         let granule: Vec<u8> = (0..GRANULE).map(|i| (i % 251) as u8).collect();
         let mut part = [0; 100];
         assert!(!edges.copy(&object, 3, 50, &mut part));
+        edges.put(&object, 3, &granule);
+        assert!(!edges.copy(&object, 3, 50, &mut part), "brought once");
+        edges.put(&object, 4, &granule);
+        assert!(!edges.copy(&object, 4, 50, &mut part));
         edges.put(&object, 3, &granule);
         assert!(edges.copy(&object, 3, 50, &mut part));
         assert_eq!(part, granule[50..150]);

@@ -25,8 +25,17 @@ pub(crate) struct Check {
     pub(crate) object_len: u32,
     /// Number in the object of its first granule.
     pub(crate) first: usize,
-    /// All granule hashes of the object, in [`Plan::hashes`].
+    /// Number in the object of the first granule in [`Check::hashes`].
+    pub(crate) first_hash: usize,
+    /// Hashes of all granules that the read touches, in [`Plan::hashes`].
     pub(crate) hashes: Range<usize>,
+}
+
+/// Granule hashes of an object in [`Plan::hashes`]: which one is the first, and where they are.
+#[derive(Clone, Default)]
+struct Hashes {
+    first: usize,
+    range: Range<usize>,
 }
 
 /// A granule of which a part is wanted.
@@ -107,15 +116,20 @@ impl<'a> Plan<'a> {
         if u64::from(part.pack_offset) + u64::from(part.object_len) > u64::from(part.pack.len) {
             return Err(misplaced("object is outside of its pack"));
         }
-        let hashes = if self.outside.config.verify && part.granule_count() > 0 {
+        let hashes = if self.outside.config.verify && part.granule_count() > 0 && len > 0 {
+            let first = skip / GRANULE;
+            let count = (skip + len).div_ceil(GRANULE) - first;
             let hashes = index
-                .granule_hashes(part.granules, part.granule_count())
+                .granule_hashes(part.granules.saturating_add(first as u32), count as u32)
                 .map_err(|error| view.error(error))?;
             let start = self.hashes.len();
             self.hashes.extend_from_slice(&hashes);
-            start..self.hashes.len()
+            Hashes {
+                first,
+                range: start..self.hashes.len(),
+            }
         } else {
-            0..0
+            Hashes::default()
         };
         self.object(part, skip..skip + len, at, hashes, buffer)
             .map_err(misplaced)
@@ -128,7 +142,7 @@ impl<'a> Plan<'a> {
         part: &ObjectPart,
         range: Range<usize>,
         at: usize,
-        hashes: Range<usize>,
+        hashes: Hashes,
         buffer: &mut [u8],
     ) -> std::result::Result<(), &'static str> {
         let object_len = part.object_len as usize;
@@ -163,7 +177,7 @@ impl<'a> Plan<'a> {
         part: &ObjectPart,
         range: Range<usize>,
         to: usize,
-        hashes: &Range<usize>,
+        hashes: &Hashes,
         buffer: &mut [u8],
     ) -> std::result::Result<(), &'static str> {
         let number = range.start / GRANULE;
@@ -195,7 +209,7 @@ impl<'a> Plan<'a> {
         Ok(())
     }
 
-    fn want(&mut self, part: &ObjectPart, range: Range<usize>, at: usize, hashes: &Range<usize>) {
+    fn want(&mut self, part: &ObjectPart, range: Range<usize>, at: usize, hashes: &Hashes) {
         let pack = match self.packs.iter().rposition(|pack| *pack == part.pack.id) {
             Some(known) => known,
             None => {
@@ -214,7 +228,8 @@ impl<'a> Plan<'a> {
             id: part.id,
             object_len: part.object_len,
             first: range.start / GRANULE,
-            hashes: hashes.clone(),
+            first_hash: hashes.first,
+            hashes: hashes.range.clone(),
         };
         // An edge at the start of the range is planned before whole granules, but its place in the
         // buffer is behind them.
