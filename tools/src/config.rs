@@ -268,6 +268,11 @@ impl Places {
         self.run.join("view")
     }
 
+    /// Where the donor notes its epoch, for the one after it.
+    pub fn donor_epoch(&self) -> PathBuf {
+        self.run.join("donor.epoch")
+    }
+
     /// Where the process ID of `what` is kept.
     pub fn pid_file(&self, what: &str) -> PathBuf {
         self.run.join(format!("{what}.pid"))

@@ -87,7 +87,8 @@ fn checked(donor: &v1::Donor) -> Result<DonorRow, Error> {
 }
 
 impl Engine {
-    /// Takes a donor in. The same name and epoch keeps its extents, another epoch drops them.
+    /// Takes a donor in. The same name and epoch keeps its extents, another epoch drops them, once
+    /// the lease of the one that had the name is over or the caller knows it to be dead.
     pub fn register_donor(
         &self,
         request: &v1::RegisterDonorRequest,
@@ -112,6 +113,7 @@ impl Engine {
         } else if let Some(lease) = state.donors.get(&row.id)
             && lease.heard
             && lease.expires_ms > now_ms
+            && lease.epoch != request.replaces_epoch
         {
             return Err(Error::Refused(format!(
                 "a donor named {:?} is alive in epoch {:x}: give this one another name, or wait until that \

@@ -105,7 +105,10 @@ pub(crate) async fn donor(client: &Client, name: &str, epoch: u64, len: u64) -> 
         ..Default::default()
     };
     client
-        .register_donor(v1::RegisterDonorRequest { donor: Some(donor) })
+        .register_donor(v1::RegisterDonorRequest {
+            donor: Some(donor),
+            replaces_epoch: 0,
+        })
         .await
         .unwrap()
 }

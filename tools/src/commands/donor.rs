@@ -1,6 +1,6 @@
 //! `harbour donor`: memory of this host for the pool.
 
-use std::{process::ExitCode, time::Duration};
+use std::{path::Path, process::ExitCode, time::Duration};
 
 use harbour_metad_client::{Client, Error as ClientError, v1};
 use harbour_pool::{
@@ -46,20 +46,41 @@ pub(super) fn run(context: &Context, args: DonorArgs) -> anyhow::Result<ExitCode
             .collect(),
         ..v1::Donor::default()
     };
+    let replaces = Predecessor::replace(&context.places.donor_epoch(), server.epoch());
     context.runtime()?.block_on(async {
         let stop = Stop::on_signals()?;
         let Some(client) = context.patient_client(&stop).await? else {
             return Ok(());
         };
-        keep_lease(&client, &donor, &stop).await;
+        keep_lease(&client, &donor, replaces, &stop).await;
         anyhow::Ok(())
     })?;
     drop(server);
     Ok(ExitCode::SUCCESS)
 }
 
+/// The donor that had this run directory before. The pid file is held, so it is dead.
+#[derive(Clone, Copy)]
+struct Predecessor {
+    /// Its epoch; 0 when there was none, or when that is not known.
+    epoch: u64,
+}
+
+impl Predecessor {
+    /// Reads who was there and writes down who is. Without the file metad waits for a lease to end.
+    fn replace(file: &Path, epoch: u64) -> Self {
+        let before = std::fs::read_to_string(file).unwrap_or_default();
+        if let Err(error) = std::fs::write(file, format!("{epoch:x}\n")) {
+            tracing::warn!(%error, file = %file.display(), "the next donor here will have to wait for this one's lease");
+        }
+        Self {
+            epoch: u64::from_str_radix(before.trim(), 16).unwrap_or(0),
+        }
+    }
+}
+
 /// Registers, renews, and registers again whenever metad has forgotten us; leaves at the end.
-async fn keep_lease(client: &Client, donor: &v1::Donor, stop: &Stop) {
+async fn keep_lease(client: &Client, donor: &v1::Donor, replaces: Predecessor, stop: &Stop) {
     let mut id = None;
     loop {
         let answer = match id {
@@ -67,6 +88,7 @@ async fn keep_lease(client: &Client, donor: &v1::Donor, stop: &Stop) {
                 client
                     .register_donor(v1::RegisterDonorRequest {
                         donor: Some(donor.clone()),
+                        replaces_epoch: replaces.epoch,
                     })
                     .await
             }

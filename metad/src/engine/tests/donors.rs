@@ -75,6 +75,39 @@ fn a_new_epoch_drops_extents_and_a_pull_brings_them_back() {
 }
 
 #[test]
+fn who_knows_its_predecessor_to_be_dead_does_not_wait_for_its_lease() {
+    let world = World::new(16);
+    world.pull("a", 1, &[layer(1, 2)]).unwrap();
+    let take_over = |epoch, replaces_epoch| {
+        let mut donor = world.engine.list_donors().unwrap().donors.remove(0);
+        donor.epoch = epoch;
+        world.engine.register_donor(&v1::RegisterDonorRequest {
+            donor: Some(donor),
+            replaces_epoch,
+        })
+    };
+    assert!(
+        matches!(take_over(3, 2), Err(Error::Refused(_))),
+        "another one's epoch"
+    );
+    assert_eq!(state(&world), v1::LayerState::Ready);
+    take_over(3, 1).unwrap();
+    assert_eq!((world.books().used, world.books().quarantined), (0, 0));
+    assert_eq!(state(&world), v1::LayerState::Partial);
+    let (old, new) = (
+        v1::DonorRef { id: 1, epoch: 1 },
+        v1::DonorRef { id: 1, epoch: 3 },
+    );
+    let beat = |donor| {
+        world
+            .engine
+            .donor_heartbeat(&v1::DonorHeartbeat { donor: Some(donor) })
+    };
+    assert!(matches!(beat(old), Err(Error::NotFound(_))));
+    beat(new).unwrap();
+}
+
+#[test]
 fn a_lost_layer_that_is_cut_another_way_gets_a_new_view() {
     let world = World::new(16);
     world.pull("a", 1, &[layer(1, 2)]).unwrap();
@@ -236,6 +269,7 @@ fn donors_that_lie_are_refused() {
     for donor in bad {
         let outcome = world.engine.register_donor(&v1::RegisterDonorRequest {
             donor: Some(donor.clone()),
+            replaces_epoch: 0,
         });
         assert!(matches!(outcome, Err(Error::Invalid(_))), "{donor:?}");
     }

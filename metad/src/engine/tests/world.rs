@@ -136,8 +136,10 @@ impl World {
             regions: pages.iter().enumerate().map(region).collect(),
             ..Default::default()
         };
-        self.engine
-            .register_donor(&v1::RegisterDonorRequest { donor: Some(donor) })
+        self.engine.register_donor(&v1::RegisterDonorRequest {
+            donor: Some(donor),
+            replaces_epoch: 0,
+        })
     }
 
     pub(super) fn begin(&self) -> v1::PullRef {
