@@ -157,7 +157,7 @@ pub(crate) fn fresh(
     sandbox::remove(&storage)?;
     std::fs::create_dir_all(&storage)?;
     mounts::sync();
-    mounts::back_memory(3 * subject.bytes);
+    mounts::back_memory(3 * subject.bytes)?;
     let pulled = engine.pull(&registry.reference(&subject.name), subject.bytes, &storage);
     mounts::unmount_below(&storage);
     sandbox::remove(&storage)?;

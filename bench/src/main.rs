@@ -46,6 +46,12 @@ enum Command {
     Ingest(ingest::Options),
     /// First listing of a pooled image beside pulls of the same image
     Open(Common),
+    /// Write to this many bytes of memory and end; for the harness itself
+    #[command(hide = true)]
+    Touch {
+        /// How many
+        bytes: usize,
+    },
     /// Compare reports with the thresholds; exits with 1 when one is missed
     Check {
         /// Reports that the other subcommands wrote
@@ -99,6 +105,10 @@ fn main() -> ExitCode {
 fn run(cli: Cli) -> anyhow::Result<ExitCode> {
     match cli.command {
         Command::Data(options) => data::make(&options).map(|()| ExitCode::SUCCESS),
+        Command::Touch { bytes } => {
+            mounts::touch(bytes);
+            Ok(ExitCode::SUCCESS)
+        }
         Command::Check { reports } => check::run(&reports),
         Command::Workloads(o) => inside(&o.common.clone(), |place| workloads::run(&o, place)),
         Command::Verify(o) => inside(&o, |place| verify::run(&o, place)),

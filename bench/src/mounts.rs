@@ -3,13 +3,16 @@
 use std::{
     os::unix::fs::MetadataExt as _,
     path::{Path, PathBuf},
+    process::Command,
 };
 
 use anyhow::Context as _;
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 
+use crate::command;
+
 /// Most memory that is written to before a measurement, in bytes.
-const BACKED_MAX: usize = 6 << 30;
+const BACKED_MAX: u64 = 6 << 30;
 
 /// A mount, taken away on drop.
 #[derive(Debug)]
@@ -118,16 +121,25 @@ pub(crate) fn sync() {
 pub(crate) fn drop_caches(bytes: u64) -> anyhow::Result<()> {
     sync();
     std::fs::write("/proc/sys/vm/drop_caches", "3").context("cannot drop the kernel's caches")?;
-    back_memory(bytes);
-    Ok(())
+    back_memory(bytes)
 }
 
 /// Writes to `bytes` of memory and gives them back.
 ///
 /// A guest tells its hypervisor which pages are free, and the first write to such a page costs a
 /// fault outside of the guest, up to ten times the price of filling it. Who comes after a pause
-/// would pay that, and who comes after someone else would not.
-pub(crate) fn back_memory(bytes: u64) {
-    let bytes = usize::try_from(bytes).unwrap_or(0).min(BACKED_MAX);
+/// would pay that, and who comes after someone else would not. Page caches of several file systems
+/// take large pages, which the kernel keeps apart from small ones, so it has to be huge pages that
+/// are written to: a process of its own is asked to, as an allocator learns that from its
+/// environment.
+pub(crate) fn back_memory(bytes: u64) -> anyhow::Result<()> {
+    let mut touch = Command::new(std::env::current_exe()?);
+    touch.arg("touch").arg(bytes.min(BACKED_MAX).to_string());
+    touch.env("GLIBC_TUNABLES", "glibc.malloc.hugetlb=1");
+    command::run(&mut touch).map(drop)
+}
+
+/// What [`back_memory`]'s process does.
+pub(crate) fn touch(bytes: usize) {
     std::hint::black_box(vec![1u8; bytes]);
 }
