@@ -18,6 +18,7 @@ mod open;
 mod report;
 mod sandbox;
 mod targets;
+mod unread;
 mod verify;
 mod workloads;
 

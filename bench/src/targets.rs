@@ -20,6 +20,8 @@ pub(crate) const DIRS: &str = "harbour-dirs";
 pub(crate) const VIEW: &str = "harbour-view";
 /// What most ratios are against.
 pub(crate) const EXT4: &str = "ext4";
+/// Files of ext4 that no cache has, see [`crate::unread`].
+pub(crate) const UNREAD: &str = "ext4-unread";
 /// The other one.
 pub(crate) const SQUASHFUSE: &str = "squashfuse_ll";
 

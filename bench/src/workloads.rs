@@ -28,7 +28,8 @@ use crate::{
     mounts,
     report::{GB_PER_S, K_PER_S, Report, SECONDS, Unit},
     sandbox::Place,
-    targets::{self, DIRS, EXT4, SQUASHFUSE, Target, VIEW},
+    targets::{self, DIRS, EXT4, SQUASHFUSE, Target, UNREAD, VIEW},
+    unread::{self, Unread},
 };
 
 /// `harbour-bench workloads`
@@ -67,9 +68,10 @@ enum Work {
     Python,
 }
 
-const WORKS: [Work; 9] = [
+const WORKS: [Work; 10] = [
     Work::Fio("seq-1m", Job::Sequential(1 << 20)),
     Work::Fio("seq-128k", Job::Sequential(128 << 10)),
+    Work::Fio("seq-1m-aligned", Job::Aligned(1 << 20)),
     Work::Fio("rand-4k-1", Job::Random4K(1)),
     Work::Fio("rand-4k-4", Job::Random4K(4)),
     Work::Tar,
@@ -121,6 +123,7 @@ pub(crate) fn run(options: &Options, place: &Place) -> anyhow::Result<Report> {
             "the data was made without --python-root",
         );
     }
+    let mut unread = unread_files(options, &mut report);
     let mut amounts = HashMap::new();
     for round in 0..rounds {
         for work in &works {
@@ -131,14 +134,45 @@ pub(crate) fn run(options: &Options, place: &Place) -> anyhow::Result<Report> {
                     report.skip(&format!("{} on {}", work.name(), target.name), why);
                 }
             }
+            if let Err(why) = disk(*work, &mut unread, &mut report) {
+                report.skip(&format!("{} on {UNREAD}", work.name()), why);
+            }
         }
     }
     report.series.sort_by_key(|s| {
         let work = WORKS.iter().position(|w| w.name() == s.workload);
         let target = targets.iter().position(|t| t.name == s.target);
+        let target = target.unwrap_or(targets.len());
         (work, s.mode.clone(), target)
     });
     Ok(report)
+}
+
+/// Files of the system that are left to be read once. A quick run leaves them to one that counts.
+fn unread_files(options: &Options, report: &mut Report) -> Vec<Unread> {
+    let wanted = options.targets.is_empty() || options.targets.iter().any(|name| name == UNREAD);
+    if !wanted || options.common.quick {
+        return Vec::new();
+    }
+    unread::find(Path::new("/")).unwrap_or_else(|why| {
+        report.skip(UNREAD, why);
+        Vec::new()
+    })
+}
+
+/// One cold value of a sequential workload from a file that nobody has read.
+fn disk(work: Work, unread: &mut Vec<Unread>, report: &mut Report) -> anyhow::Result<()> {
+    let Work::Fio(name, job @ (Job::Sequential(_) | Job::Aligned(_))) = work else {
+        return Ok(());
+    };
+    if unread.is_empty() {
+        return Ok(());
+    }
+    let file = unread.remove(0);
+    work.load_program()?;
+    let rate = fio::run(job, &file.path, file.len, 0, true, 0)?;
+    report.add(name, "cold", UNREAD, work.unit(), rate.bytes / 1e9);
+    Ok(())
 }
 
 fn chosen(only: &[String], name: &str) -> bool {
@@ -229,7 +263,7 @@ impl Work {
 
     fn unit(self) -> Unit {
         match self {
-            Self::Fio(_, Job::Sequential(_)) => GB_PER_S,
+            Self::Fio(_, Job::Sequential(_) | Job::Aligned(_)) => GB_PER_S,
             Self::Fio(_, Job::Random4K(_)) | Self::Stat | Self::OpenRead => K_PER_S,
             Self::Tar | Self::Find | Self::Python => SECONDS,
         }
@@ -283,7 +317,7 @@ impl Work {
                     u64::from(round),
                 )?;
                 let value = match job {
-                    Job::Sequential(_) => rate.bytes / 1e9,
+                    Job::Sequential(_) | Job::Aligned(_) => rate.bytes / 1e9,
                     Job::Random4K(_) => rate.operations / 1e3,
                 };
                 Ok(Measured { value, amount: 0 })
