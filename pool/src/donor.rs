@@ -4,18 +4,19 @@
 //! answers readers on a unix socket ([`crate::shm::frames`] has the messages). After the answer it
 //! takes no part in what they read and write; it only keeps the connection, to end it when the
 //! epoch ends. The thread, its connections and the time that a silent one may take are bounded.
+//! Readers on other hosts come through a door of their own (`donor/tcp.rs`).
 //!
 //! Who may what: the mode of the socket decides who may connect at all, and of those only root and
 //! the donor's own user get memory that they can write. The others get descriptors that were
 //! opened for reading, of files that only those two may open again.
 
 use std::{
-    fs::File,
-    io::{self, Read as _},
+    io,
+    net::SocketAddr,
     os::fd::OwnedFd,
-    path::{Path, PathBuf},
+    path::PathBuf,
     sync::{
-        Arc,
+        Arc, OnceLock,
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
     thread::{self, JoinHandle},
@@ -29,16 +30,24 @@ use crate::{
     memory::{HugePages, Memory, MemoryError, REGION_ALIGN_BYTES},
     shm::{
         address_of,
-        frames::{MAX_REGION_BYTES, MAX_REGIONS, Token},
+        frames::{MAX_REGION_BYTES, MAX_REGIONS},
     },
+    sys::Mapping,
+    tcp::hook::VerbsHook,
+    token::{RegionKey, Token, random_bytes},
     transport::{RegionId, RegionInfo},
 };
 
+mod error;
 mod service;
 mod socket_file;
+mod tcp;
 
+pub use error::DonorError;
 use service::Service;
 use socket_file::SocketFile;
+use tcp::Door;
+pub use tcp::TcpLimits;
 
 /// What a donor lends and to whom.
 #[derive(Clone, Debug)]
@@ -61,8 +70,13 @@ pub struct DonorConfig {
     pub epoch: Option<u64>,
     /// Mode of the socket: 0600 for root and the donor's user, 0660 for a group of readers.
     pub socket_mode: u32,
-    /// What readers must show; [`Token::NONE`] for nothing.
+    /// What readers on this host must show; [`Token::NONE`] for nothing.
     pub token: Token,
+    /// Where to listen for readers on other hosts; none for readers on this host alone. Those show
+    /// the tokens of [`DonorServer::keys`].
+    pub listen: Vec<SocketAddr>,
+    /// Bounds of what is done for readers on other hosts.
+    pub tcp: TcpLimits,
     /// Connections at one time; one more is told to come back later.
     pub max_connections: usize,
     /// How long a connection may take to say what it wants.
@@ -72,7 +86,7 @@ pub struct DonorConfig {
 impl DonorConfig {
     /// One region of `lend_bytes` rounded down to what can be lent, and defaults for the rest:
     /// huge pages where there are, memory taken as it is written, mode 0600, no token, 256
-    /// connections, 2 seconds.
+    /// connections on this host, none from others, 2 seconds.
     pub fn new(name: impl Into<String>, socket: impl Into<PathBuf>, lend_bytes: u64) -> Self {
         Self {
             socket: socket.into(),
@@ -83,55 +97,18 @@ impl DonorConfig {
             epoch: None,
             socket_mode: 0o600,
             token: Token::NONE,
+            listen: Vec::new(),
+            tcp: TcpLimits::default(),
             max_connections: 256,
             handshake_timeout: Duration::from_secs(2),
         }
     }
 }
 
-/// A donor could not start, or not go on.
-#[derive(Debug, thiserror::Error)]
-pub enum DonorError {
-    /// The configuration makes no sense.
-    #[error("donor {name}: {what}")]
-    Config {
-        /// Name of the donor.
-        name: String,
-        /// What is wrong.
-        what: String,
-    },
-    /// Somebody else answers on the socket.
-    #[error("another donor is alive on {}", .0.display())]
-    InUse(PathBuf),
-    /// Something that is no socket lies where the socket should be; it was left alone.
-    #[error("{} is there and not a socket", .0.display())]
-    NotASocket(PathBuf),
-    /// Memory could not be had.
-    #[error("donor {name} cannot lend its memory")]
-    Memory {
-        /// Name of the donor.
-        name: String,
-        /// Why.
-        #[source]
-        source: MemoryError,
-    },
-    /// A system call failed.
-    #[error("{what} failed for {}", path.display())]
-    Io {
-        /// What was tried.
-        what: &'static str,
-        /// The socket or file.
-        path: PathBuf,
-        /// Why.
-        #[source]
-        source: io::Error,
-    },
-}
-
 /// Numbers of a donor since its start.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct DonorStats {
-    /// Readers that hold its memory now.
+    /// Connections of readers that it serves now.
     pub readers: u64,
     /// Connections accepted.
     pub accepted: u64,
@@ -144,6 +121,7 @@ pub struct DonorStats {
 pub struct DonorServer {
     shared: Arc<Shared>,
     thread: Option<JoinHandle<()>>,
+    door: Option<Door>,
     /// Keeps [`DonorServer::renew`] from running twice at a time.
     renewing: Mutex<()>,
 }
@@ -153,6 +131,8 @@ struct Shared {
     config: DonorConfig,
     /// `None` between two epochs.
     lent: RwLock<Option<Arc<Lent>>>,
+    /// Sets up queue pairs for readers on other hosts, where this host has RDMA.
+    verbs: Option<Arc<dyn VerbsHook>>,
     epoch: AtomicU64,
     stop: AtomicBool,
     wake: EventFd,
@@ -163,16 +143,53 @@ struct Shared {
 
 /// What is lent in one epoch.
 #[derive(Debug)]
-struct Lent {
-    epoch: u64,
-    regions: Vec<Lending>,
+pub(crate) struct Lent {
+    pub(crate) epoch: u64,
+    /// By growing id.
+    pub(crate) regions: Vec<Lending>,
 }
 
+/// One region that is lent.
 #[derive(Debug)]
-struct Lending {
-    info: RegionInfo,
-    memory: Memory,
+pub(crate) struct Lending {
+    pub(crate) info: RegionInfo,
+    pub(crate) memory: Memory,
     read_only: OwnedFd,
+    /// What opens it for readers on other hosts.
+    key: RegionKey,
+    /// Huge pages in this process's address space, once somebody on another host writes there: they
+    /// cannot be written through their file.
+    mapping: OnceLock<Option<Mapping>>,
+}
+
+impl Lending {
+    /// Writes for a reader on another host.
+    fn write_at(&self, from: &[u8], offset: u64) -> io::Result<()> {
+        if !self.memory.huge_pages() {
+            return self.memory.write_at(from, offset);
+        }
+        let mapping = self.mapping.get_or_init(|| {
+            let mapping = Mapping::new(&self.memory, true);
+            mapping
+                .inspect_err(|error| tracing::error!(%error, "a region cannot be mapped"))
+                .ok()
+        });
+        let at = usize::try_from(offset).unwrap_or(usize::MAX);
+        match mapping {
+            Some(mapping) if mapping.copy_in(at, from) => Ok(()),
+            _ => Err(io::ErrorKind::InvalidInput.into()),
+        }
+    }
+}
+
+impl Lent {
+    /// The region of this id.
+    pub(crate) fn get(&self, id: RegionId) -> Option<&Lending> {
+        let found = self
+            .regions
+            .binary_search_by_key(&id, |region| region.info.id);
+        found.ok().and_then(|index| self.regions.get(index))
+    }
 }
 
 impl DonorServer {
@@ -201,6 +218,7 @@ impl DonorServer {
         let shared = Arc::new(Shared {
             config,
             lent: RwLock::new(Some(Arc::new(lent))),
+            verbs: None,
             epoch: AtomicU64::new(epoch),
             stop: AtomicBool::new(false),
             wake,
@@ -210,6 +228,7 @@ impl DonorServer {
         });
         file.listen(&listener)
             .map_err(|source| io("listen", source))?;
+        let door = Door::open(&shared)?;
         let service = Service::new(Arc::clone(&shared), listener, file);
         let thread = thread::Builder::new()
             .name("harbour-donor".to_owned())
@@ -219,6 +238,7 @@ impl DonorServer {
         Ok(Self {
             shared,
             thread: Some(thread),
+            door,
             renewing: Mutex::new(()),
         })
     }
@@ -238,6 +258,21 @@ impl DonorServer {
             .collect()
     }
 
+    /// The tokens that open its regions, by growing id: for metad, and for nobody's log.
+    pub fn keys(&self) -> Vec<RegionKey> {
+        let lent = self.shared.lent.read().clone();
+        lent.iter()
+            .flat_map(|lent| &lent.regions)
+            .map(|region| region.key)
+            .collect()
+    }
+
+    /// Where it listens for readers on other hosts, as bound: ports that were 0 are known here,
+    /// addresses that mean all of a host's still mean that.
+    pub fn listening(&self) -> &[SocketAddr] {
+        self.door.as_ref().map_or(&[], Door::addresses)
+    }
+
     /// Where readers on this host find it: `"shm:/run/harbour/donor.sock"`.
     pub fn address(&self) -> String {
         address_of(&self.shared.config.socket)
@@ -251,7 +286,8 @@ impl DonorServer {
     /// Numbers since the start.
     pub fn stats(&self) -> DonorStats {
         DonorStats {
-            readers: self.shared.readers.load(Ordering::Relaxed),
+            readers: self.shared.readers.load(Ordering::Relaxed)
+                + self.door.as_ref().map_or(0, |door| door.readers() as u64),
             accepted: self.shared.accepted.load(Ordering::Relaxed),
             turned_away: self.shared.turned_away.load(Ordering::Relaxed),
         }
@@ -282,6 +318,9 @@ impl DonorServer {
         let before = self.shared.lent.write().take();
         self.shared.epoch.store(epoch, Ordering::Release);
         self.shared.wake();
+        if let Some(door) = &self.door {
+            door.revoke();
+        }
         // A reader of a huge page that is gone dies of SIGBUS when the host has no other to put in
         // its place; and huge pages go back to the host's huge pages only, which is no relief to
         // anyone. So those go when their readers have let go, which they do when told.
@@ -314,6 +353,7 @@ impl DonorServer {
     fn end(&mut self) {
         self.shared.stop.store(true, Ordering::Release);
         self.shared.wake();
+        self.door = None;
         if let Some(thread) = self.thread.take()
             && thread.join().is_err()
         {
@@ -361,10 +401,17 @@ fn lend(config: &DonorConfig, epoch: u64, lens: &[u64]) -> Result<Lent, DonorErr
             len,
             huge_pages: taken.huge_pages(),
         };
+        let key = RegionKey {
+            region: id,
+            read: Some(random(Token::random)?),
+            write: Some(random(Token::random)?),
+        };
         regions.push(Lending {
             info,
             memory: taken,
             read_only,
+            key,
+            mapping: OnceLock::new(),
         });
     }
     Ok(Lent { epoch, regions })
@@ -414,17 +461,16 @@ fn check_regions(name: &str, regions: &[u64]) -> Result<(), DonorError> {
 
 /// Random, not 0, and below 2^63 so that signed databases hold it.
 fn random_epoch() -> Result<u64, DonorError> {
-    let path = Path::new("/dev/urandom");
-    let io = |source| DonorError::Io {
-        what: "reading random bytes",
-        path: path.to_owned(),
-        source,
-    };
-    let mut bytes = [0; 8];
-    File::open(path)
-        .and_then(|mut file| file.read_exact(&mut bytes))
-        .map_err(io)?;
+    let bytes = random(random_bytes)?;
     Ok((u64::from_le_bytes(bytes) >> 1).max(1))
+}
+
+fn random<T>(draw: impl FnOnce() -> io::Result<T>) -> Result<T, DonorError> {
+    draw().map_err(|source| DonorError::Io {
+        what: "reading random bytes",
+        path: "/dev/urandom".into(),
+        source,
+    })
 }
 
 #[cfg(test)]
