@@ -5,6 +5,9 @@ use rusqlite::OptionalExtension;
 use super::{Read, Tx, from_sql, to_sql};
 use crate::error::Error;
 
+/// Region, length in bytes, huge pages.
+pub(crate) type RegionRow = (u32, u64, bool);
+
 /// A donor as it registered.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct DonorRow {
@@ -13,8 +16,13 @@ pub(crate) struct DonorRow {
     pub(crate) epoch: u64,
     pub(crate) addresses: Vec<String>,
     pub(crate) live: bool,
-    /// Region, length in bytes, huge pages.
-    pub(crate) regions: Vec<(u32, u64, bool)>,
+    /// What fails together.
+    pub(crate) domain: String,
+    /// It wants to leave.
+    pub(crate) draining: bool,
+    /// One more than the largest region of its epoch, present and past.
+    pub(crate) regions_seen: u64,
+    pub(crate) regions: Vec<RegionRow>,
 }
 
 impl Read<'_> {
@@ -37,7 +45,9 @@ impl Read<'_> {
     pub(crate) fn donor(&self, id: u64) -> Result<Option<DonorRow>, Error> {
         let mut ask = self
             .connection
-            .prepare_cached("SELECT name, epoch, addresses, live FROM donors WHERE id = ?1")?;
+            .prepare_cached(
+            "SELECT name, epoch, addresses, live, domain, draining, regions_seen FROM donors WHERE id = ?1",
+        )?;
         let donor = ask
             .query_row([to_sql(id)], |row| {
                 let addresses: String = row.get(2)?;
@@ -47,6 +57,9 @@ impl Read<'_> {
                     epoch: from_sql(row.get(1)?),
                     addresses: addresses.lines().map(str::to_owned).collect(),
                     live: row.get(3)?,
+                    domain: row.get(4)?,
+                    draining: row.get(5)?,
+                    regions_seen: from_sql(row.get(6)?),
                     regions: Vec::new(),
                 })
             })
@@ -84,19 +97,32 @@ impl Tx<'_> {
         let addresses = donor.addresses.join("\n");
         let id = if donor.id == 0 {
             let mut add = self.connection.prepare_cached(
-                "INSERT INTO donors (name, epoch, addresses, live) VALUES (?1, ?2, ?3, ?4) RETURNING id",
+                "INSERT INTO donors (name, epoch, addresses, live, domain, draining, regions_seen)
+                 VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7) RETURNING id",
             )?;
-            let values = (&donor.name, to_sql(donor.epoch), &addresses, donor.live);
+            let values = (
+                &donor.name,
+                to_sql(donor.epoch),
+                &addresses,
+                donor.live,
+                &donor.domain,
+                donor.draining,
+                to_sql(donor.regions_seen),
+            );
             from_sql(add.query_row(values, |row| row.get(0))?)
         } else {
             let mut set = self.connection.prepare_cached(
-                "UPDATE donors SET epoch = ?2, addresses = ?3, live = ?4 WHERE id = ?1",
+                "UPDATE donors SET epoch = ?2, addresses = ?3, live = ?4, domain = ?5, draining = ?6,
+                     regions_seen = ?7 WHERE id = ?1",
             )?;
             set.execute((
                 to_sql(donor.id),
                 to_sql(donor.epoch),
                 &addresses,
                 donor.live,
+                &donor.domain,
+                donor.draining,
+                to_sql(donor.regions_seen),
             ))?;
             donor.id
         };
@@ -124,8 +150,23 @@ impl Tx<'_> {
         for sql in [
             "DELETE FROM extents WHERE donor = ?1",
             "DELETE FROM quarantine WHERE donor = ?1",
+            "DELETE FROM copies WHERE donor = ?1",
         ] {
             self.connection.prepare_cached(sql)?.execute([to_sql(id)])?;
+        }
+        Ok(())
+    }
+
+    /// Takes away everything that lay in one region of a donor, quarantine included.
+    pub(crate) fn empty_region(&self, id: u64, region: u32) -> Result<(), Error> {
+        for sql in [
+            "DELETE FROM extents WHERE donor = ?1 AND region = ?2",
+            "DELETE FROM quarantine WHERE donor = ?1 AND region = ?2",
+            "DELETE FROM copies WHERE donor = ?1 AND region = ?2",
+        ] {
+            self.connection
+                .prepare_cached(sql)?
+                .execute((to_sql(id), region))?;
         }
         Ok(())
     }

@@ -1,6 +1,10 @@
 //! `harbour donor`: memory of this host for the pool.
 
-use std::{path::Path, process::ExitCode, time::Duration};
+use std::{
+    path::Path,
+    process::ExitCode,
+    time::{Duration, Instant},
+};
 
 use harbour_metad_client::{Client, Error as ClientError, v1};
 use harbour_pool::{
@@ -9,7 +13,7 @@ use harbour_pool::{
 };
 
 use super::{Context, daemon};
-use crate::{cli::DonorArgs, config, stop::Stop};
+use crate::{cli::DonorArgs, config, mover::Mover, stop::Stop};
 
 /// How long metad may take for a heartbeat before it is asked again.
 const RETRY: Duration = Duration::from_millis(250);
@@ -34,6 +38,10 @@ pub(super) fn run(context: &Context, args: DonorArgs) -> anyhow::Result<ExitCode
     let donor = v1::Donor {
         name: name.clone(),
         epoch: server.epoch(),
+        failure_domain: keys
+            .failure_domain
+            .clone()
+            .unwrap_or_else(config::host_name),
         addresses: vec![server.address()],
         regions: server
             .regions()
@@ -82,7 +90,9 @@ impl Predecessor {
 /// Registers, renews, and registers again whenever metad has forgotten us; leaves at the end.
 async fn keep_lease(client: &Client, donor: &v1::Donor, replaces: Predecessor, stop: &Stop) {
     let mut id = None;
+    let mover = Mover::start(client);
     loop {
+        let asked = Instant::now();
         let answer = match id {
             None => {
                 client
@@ -107,6 +117,7 @@ async fn keep_lease(client: &Client, donor: &v1::Donor, replaces: Predecessor, s
                 if id.replace(lease.id).is_none() {
                     tracing::info!(donor = lease.id, "registered with metad");
                 }
+                mover.take(donor.epoch, &lease, asked);
                 Duration::from_millis(u64::from(lease.lease_ms) / 3).max(Duration::from_millis(50))
             }
             Err(error) => {

@@ -28,7 +28,7 @@ pub(super) fn images(context: &Context, args: &Listing) -> anyhow::Result<ExitCo
                     "number": image.number, "unpacked_bytes": image.unpacked_bytes,
                     "index_bytes": image.index.as_ref().map_or(0, |i| i.len_bytes),
                     "committed_unix_ms": image.committed_unix_ms,
-                    "platform": image.platform, "source": image.source,
+                    "platform": image.platform, "source": image.source, "replicas": image.replicas,
                     "rootfs": rootfs(context, image),
                 })
             })
@@ -137,8 +137,11 @@ pub(super) fn donors(context: &Context, args: &Listing) -> anyhow::Result<ExitCo
     let mut table = Table::new(&[
         "DONOR",
         "STATE",
+        "DOMAIN",
+        "REGIONS",
         "LENT",
         "USED",
+        "FREE",
         "HUGE PAGES",
         "HEARD",
         "ADDRESS",
@@ -146,9 +149,12 @@ pub(super) fn donors(context: &Context, args: &Listing) -> anyhow::Result<ExitCo
     for donor in &reply.donors {
         table.row(vec![
             donor.name.clone(),
-            if donor.live { "live" } else { "silent" }.to_owned(),
+            donor_state(donor).to_owned(),
+            donor.failure_domain.clone(),
+            donor.regions.len().to_string(),
             Size(donor.regions.iter().map(|r| r.len).sum()).to_string(),
             Size(donor.used_bytes).to_string(),
+            Size(donor.free_bytes).to_string(),
             if donor.regions.iter().any(|r| r.huge_pages) {
                 "yes"
             } else {
@@ -163,6 +169,14 @@ pub(super) fn donors(context: &Context, args: &Listing) -> anyhow::Result<ExitCo
     Ok(ExitCode::SUCCESS)
 }
 
+fn donor_state(donor: &v1::Donor) -> &'static str {
+    match (donor.live, donor.draining) {
+        (false, _) => "silent",
+        (true, true) => "draining",
+        (true, false) => "live",
+    }
+}
+
 /// A donor as listings show it.
 pub(super) fn donor_json(donor: &v1::Donor) -> serde_json::Value {
     json!({
@@ -170,6 +184,10 @@ pub(super) fn donor_json(donor: &v1::Donor) -> serde_json::Value {
         "lent_bytes": donor.regions.iter().map(|r| r.len).sum::<u64>(), "used_bytes": donor.used_bytes,
         "huge_pages": donor.regions.iter().any(|r| r.huge_pages),
         "heard_ms_ago": donor.heard_ms_ago, "addresses": donor.addresses,
+        "failure_domain": donor.failure_domain, "draining": donor.draining, "free_bytes": donor.free_bytes,
+        "regions": donor.regions.iter().map(|r| json!({
+            "id": r.id, "len_bytes": r.len, "huge_pages": r.huge_pages,
+        })).collect::<Vec<_>>(),
     })
 }
 
