@@ -243,7 +243,14 @@ fn allocator(c: &mut Criterion) {
     };
     let mut held = Vec::new();
     while space.books().free > REGION / 10 {
-        held.push(space.reserve(len(), &[]).unwrap());
+        held.push(
+            space
+                .reserve(harbour_metad::space::Ask {
+                    len: len(),
+                    ..Default::default()
+                })
+                .unwrap(),
+        );
     }
     let mut pick = Rng::new(4);
     c.bench_function(
@@ -252,7 +259,14 @@ fn allocator(c: &mut Criterion) {
             b.iter(|| {
                 let old = held.swap_remove(pick.below(held.len() as u64) as usize);
                 space.free(&old, Book::Reserved);
-                held.push(space.reserve(len(), &[]).unwrap());
+                held.push(
+                    space
+                        .reserve(harbour_metad::space::Ask {
+                            len: len(),
+                            ..Default::default()
+                        })
+                        .unwrap(),
+                );
             });
         },
     );

@@ -18,20 +18,30 @@
 //! of it with their next heartbeat and acknowledge it, and when all have, or their leases ended,
 //! the space is free. After a restart the nodes are not known, so quarantine then lasts at least a
 //! node's lease and a margin. Space of a pull that expired was known to nobody but its writer, who
-//! may be late: it waits another lease of a pull.
+//! may be late: it waits another lease of a pull. So does the space of a copy that a donor was told
+//! to make and did not report.
+//!
+//! # Replicas
+//! [`Engine::tick`] looks what packs of images have and should have ([`plan`]) and what donors hold
+//! ([`rebalance`]), and plans copies; the donor that is to hold a copy is told with its lease
+//! ([`copies`]) and reports. At a start all copies are planned anew.
 
 mod audit;
 mod catalogue;
 mod collect;
 mod commit;
+mod copies;
 mod donors;
 mod effects;
 mod evict;
 mod find;
 mod nodes;
 mod options;
+mod plan;
 mod pulls;
+mod rebalance;
 mod reserve;
+mod resize;
 mod stage;
 mod state;
 mod status;
@@ -49,7 +59,7 @@ use parking_lot::Mutex;
 use tokio::sync::watch;
 
 pub use catalogue::PAGE_BYTES;
-pub use options::{Options, Timing};
+pub use options::{Options, REBALANCE_MIB_S, REPLICAS_MAX, Timing};
 pub use reserve::Reserving;
 pub use stage::{IndexUpload, LayerUpload};
 
@@ -74,6 +84,8 @@ struct Settings {
     timing: Timing,
     failpoints: Failpoints,
     replicas: u32,
+    hot_replicas: u32,
+    rebalance_mib_s: u32,
 }
 
 /// The daemon without its sockets.
@@ -88,6 +100,10 @@ pub struct Engine {
     space_freed: watch::Sender<u64>,
     /// Newest generation of freed space that is in the store.
     freed: AtomicU64,
+    /// Reads of packs that nodes reported since the start.
+    reads: AtomicU64,
+    /// Packs that were asked for since the start and had no replica.
+    misses: AtomicU64,
 }
 
 impl Engine {
@@ -99,19 +115,26 @@ impl Engine {
     /// cannot be.
     pub fn open(folder: &Path, options: Options) -> Result<Arc<Self>, Error> {
         let (store, mut writer) = Store::open(folder)?;
-        let boot = writer.transaction(Sync::Full, |tx| tx.bump(Counter::Boot, 1))?;
+        let boot = writer.transaction(Sync::Full, |tx| {
+            tx.quarantine_copies()?;
+            tx.bump(Counter::Boot, 1)
+        })?;
         let Options {
             clock,
             timing,
             failpoints,
             policy,
             replicas,
+            hot_replicas,
+            rebalance_mib_s,
         } = options;
         let options = Settings {
             clock,
             timing,
             failpoints,
-            replicas,
+            replicas: replicas.clamp(1, REPLICAS_MAX),
+            hot_replicas: hot_replicas.min(REPLICAS_MAX),
+            rebalance_mib_s,
         };
         let now_ms = options.clock.now_ms();
         let read = writer.read();
@@ -128,6 +151,8 @@ impl Engine {
             changed: watch::Sender::new(generation),
             space_freed: watch::Sender::new(0),
             freed: AtomicU64::new(freed),
+            reads: AtomicU64::new(0),
+            misses: AtomicU64::new(0),
         };
         // Nothing is collected before the first tick: a daemon that comes up quickly is worth more.
 
@@ -211,7 +236,8 @@ impl State {
                 donor.id,
                 donor.regions.iter().map(|region| (region.id, region.len)),
             );
-            space.set_open(donor.id, donor.live);
+            space.set_open(donor.id, donor.live && !donor.draining);
+            space.set_domain(donor.id, &donor.domain);
         }
         let impossible = |e: crate::space::Conflict| {
             Error::Refused(format!("the database is inconsistent: {e}"))
@@ -245,8 +271,9 @@ impl State {
         pulls
             .into_iter()
             .for_each(|pull| self.load_pull(pull, timing));
-        let unknown_until =
-            self.started_ms + timing.node_lease_ms.max(timing.pull_lease_ms) + timing.margin_ms;
+        let unknown_until = self.started_ms
+            + timing.longest_write_ms().max(timing.node_lease_ms)
+            + timing.margin_ms;
         if !self.first_boot() {
             self.nodes_unknown_until_ms = self.started_ms + timing.node_lease_ms + timing.margin_ms;
         }

@@ -32,12 +32,21 @@ struct Book {
     book: &'static str,
 }
 
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct DonorBook {
+    donor: String,
+    book: &'static str,
+}
+
 /// All metrics of one daemon.
 pub(crate) struct Metrics {
     registry: Registry,
     calls: Family<Call, Counter>,
     seconds: Family<Method, Histogram>,
     space: Family<Book, Gauge>,
+    donors: Family<DonorBook, Gauge>,
+    /// Reads from the pool over all reads, as far as metad hears of them.
+    hit_ratio: Gauge<f64, AtomicU64>,
     gauges: Vec<(Figure, Gauge)>,
     evictions: Gauge<u64, AtomicU64>,
 }
@@ -60,6 +69,18 @@ enum Figure {
     Nodes,
     DonorsLive,
     Database,
+    ReplicasWanted,
+    ReplicasMissing,
+    PacksShort,
+    PacksLost,
+    CopiesRunning,
+    CopiesDone,
+    CopiesFailed,
+    CopiedBytes,
+    MovedBytes,
+    Rebalancing,
+    PoolReads,
+    PoolMisses,
 }
 
 const FIGURES: &[(Figure, &str, &str)] = &[
@@ -85,6 +106,66 @@ const FIGURES: &[(Figure, &str, &str)] = &[
         "database_bytes",
         "Database and journal on disk",
     ),
+    (
+        Figure::ReplicasWanted,
+        "replicas_wanted",
+        "Replicas that images want of their packs",
+    ),
+    (
+        Figure::ReplicasMissing,
+        "replicas_missing",
+        "Replicas that images want and do not have",
+    ),
+    (
+        Figure::PacksShort,
+        "packs_short",
+        "Packs with a replica and fewer than wanted",
+    ),
+    (
+        Figure::PacksLost,
+        "packs_lost",
+        "Packs with no replica, which a refill would bring back",
+    ),
+    (
+        Figure::CopiesRunning,
+        "copies_running",
+        "Copies that donors are to make now",
+    ),
+    (
+        Figure::CopiesDone,
+        "copies_done",
+        "Copies made since the start",
+    ),
+    (
+        Figure::CopiesFailed,
+        "copies_failed",
+        "Copies that failed since the start",
+    ),
+    (
+        Figure::CopiedBytes,
+        "copied_bytes",
+        "Bytes copied between donors since the start",
+    ),
+    (
+        Figure::MovedBytes,
+        "moved_bytes",
+        "Part of the copied bytes that moved to even the load",
+    ),
+    (
+        Figure::Rebalancing,
+        "rebalancing",
+        "1 while packs move to even the load",
+    ),
+    (
+        Figure::PoolReads,
+        "pool_reads",
+        "Reads of packs that nodes reported since the start",
+    ),
+    (
+        Figure::PoolMisses,
+        "pool_misses",
+        "Packs asked for since the start that had no replica",
+    ),
 ];
 
 impl Metrics {
@@ -97,6 +178,19 @@ impl Metrics {
         registry.register_with_unit("rpc", "Time to answer", Unit::Seconds, seconds.clone());
         let space = Family::<Book, Gauge>::default();
         registry.register_with_unit("space", "Lent memory by book", Unit::Bytes, space.clone());
+        let donors = Family::<DonorBook, Gauge>::default();
+        registry.register_with_unit(
+            "donor",
+            "Memory of each donor by book",
+            Unit::Bytes,
+            donors.clone(),
+        );
+        let hit_ratio = Gauge::default();
+        registry.register(
+            "pool_hit_ratio",
+            "Reads of packs over those and the packs that had no replica; 1 before the first",
+            hit_ratio.clone(),
+        );
         let mut gauges = Vec::new();
         for (figure, name, help) in FIGURES {
             let gauge = Gauge::default();
@@ -114,6 +208,8 @@ impl Metrics {
             calls,
             seconds,
             space,
+            donors,
+            hit_ratio,
             gauges,
             evictions,
         }
@@ -160,10 +256,40 @@ impl Metrics {
                 Figure::Nodes => count(status.nodes.len()),
                 Figure::DonorsLive => count(engine.live_donors()),
                 Figure::Database => status.database_bytes,
+                Figure::ReplicasWanted => status.replicas_wanted,
+                Figure::ReplicasMissing => status.replicas_missing,
+                Figure::PacksShort => status.packs_short,
+                Figure::PacksLost => status.packs_lost,
+                Figure::CopiesRunning => u64::from(status.copies_running),
+                Figure::CopiesDone => status.copies_done,
+                Figure::CopiesFailed => status.copies_failed,
+                Figure::CopiedBytes => status.copied_bytes,
+                Figure::MovedBytes => status.moved_bytes,
+                Figure::Rebalancing => u64::from(status.rebalancing),
+                Figure::PoolReads => status.pool_reads,
+                Figure::PoolMisses => status.pool_misses,
             };
             gauge.set(value as i64);
         }
         self.evictions.set(status.evictions);
+        let asked = status.pool_reads + status.pool_misses;
+        let ratio = if asked == 0 {
+            1.0
+        } else {
+            status.pool_reads as f64 / asked as f64
+        };
+        self.hit_ratio.set(ratio);
+        // Those that left are not shown any more.
+        self.donors.clear();
+        for donor in engine.list_donors()?.donors {
+            for (book, bytes) in [("used", donor.used_bytes), ("free", donor.free_bytes)] {
+                let label = DonorBook {
+                    donor: donor.name.clone(),
+                    book,
+                };
+                self.donors.get_or_create(&label).set(bytes as i64);
+            }
+        }
         let mut text = String::new();
         // Writing to a string does not fail.
         let _ = encode(&mut text, &self.registry);

@@ -39,6 +39,12 @@ pub trait Policy: Send + Debug {
     /// A pack left the pool, by eviction or otherwise. One that was never inserted is no error.
     fn removed(&mut self, key: Key);
 
+    /// Packs that were read at least `reads` times lately, the last read first, at most `most`.
+    fn hot(&self, reads: u32, most: usize) -> Vec<Key>;
+
+    /// What was read before counts half from now on.
+    fn cool(&mut self);
+
     /// Packs to give up, the first first, whose bytes reach `bytes`; fewer when there are no
     /// others. Those that `spared` answers `true` for stay. Nothing is removed by asking.
     fn victims(&mut self, bytes: u64, spared: &mut dyn FnMut(Key) -> bool) -> Vec<Key>;

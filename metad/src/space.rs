@@ -4,10 +4,12 @@
 //! extent, or in quarantine. The map lives in memory and is built again from the store at start;
 //! a mistake in either shows as an overlap or as books that do not balance, see [`Space::check`].
 
+mod choice;
 mod region;
 
 use std::collections::BTreeMap;
 
+pub use choice::Ask;
 use region::Region;
 
 /// Unit of allocation in bytes: a page, so that readers can map and align.
@@ -102,8 +104,14 @@ pub struct Space {
 struct Donor {
     /// New places are only given on these; a silent donor keeps what it has.
     open: bool,
+    /// What fails together with it; empty when it fails by itself.
+    domain: String,
     books: Books,
     regions: BTreeMap<u32, Region>,
+    /// What it was given so far, in parts of itself: the one with the least is next.
+    turn: f64,
+    /// Bytes that were read from it lately.
+    load: f64,
 }
 
 impl Space {
@@ -115,17 +123,49 @@ impl Space {
     /// Takes a donor in, all free: regions by number and length in bytes. One that is known is
     /// replaced, with all its books.
     pub fn add_donor(&mut self, donor: u64, regions: impl IntoIterator<Item = (u32, u64)>) {
+        let known = self.donors.remove(&donor);
         let mut entry = Donor {
             open: true,
+            // Who comes late does not get everything until it has caught up.
+            turn: self.least_turn(),
             ..Donor::default()
         };
+        if let Some(known) = known {
+            (entry.domain, entry.turn, entry.load) = (known.domain, known.turn, known.load);
+        }
+        self.donors.insert(donor, entry);
         for (number, len) in regions {
+            self.add_region(donor, number, len);
+        }
+    }
+
+    /// Takes one more region of a donor in, all free.
+    pub fn add_region(&mut self, donor: u64, number: u32, len: u64) {
+        if let Some(entry) = self.donors.get_mut(&donor) {
             let len = len - len % ALIGN;
             entry.books.lent += len;
             entry.books.free += len;
             entry.regions.insert(number, Region::new(len));
         }
-        self.donors.insert(donor, entry);
+    }
+
+    /// Forgets a region in which nothing lies any more; `false`, and nothing changed, when
+    /// something does.
+    pub fn remove_region(&mut self, donor: u64, number: u32) -> bool {
+        let Some(entry) = self.donors.get_mut(&donor) else {
+            return true;
+        };
+        let Some(region) = entry.regions.get(&number) else {
+            return true;
+        };
+        let free = region.free_bytes();
+        if free != region.len() {
+            return false;
+        }
+        entry.regions.remove(&number);
+        entry.books.lent -= free;
+        entry.books.free -= free;
+        true
     }
 
     /// Forgets a donor and its books.
@@ -153,44 +193,6 @@ impl Space {
         donor.books.free -= place.held_bytes();
         *donor.books.of(book) += place.held_bytes();
         Ok(())
-    }
-
-    /// Space for `len` bytes on an open donor that is not in `avoid`, best fit on the donor with
-    /// the most free space that has a fitting hole; it goes into the reserved book.
-    pub fn reserve(&mut self, len: u32, avoid: &[u64]) -> Option<Place> {
-        let want = held(len);
-        let mut order: Vec<(u64, u64)> = self
-            .donors
-            .iter()
-            .filter(|(id, donor)| {
-                len > 0 && donor.open && donor.books.free >= want && !avoid.contains(id)
-            })
-            .map(|(id, donor)| (donor.books.free, *id))
-            .collect();
-        order.sort_unstable_by(|a, b| b.cmp(a));
-        for (_, id) in order {
-            let Some(donor) = self.donors.get_mut(&id) else {
-                continue;
-            };
-            let best = donor
-                .regions
-                .iter()
-                .filter_map(|(number, region)| Some((region.best_fit(want)?, *number)))
-                .min();
-            let Some(((_, offset), number)) = best else {
-                continue;
-            };
-            let place = Place {
-                donor: id,
-                region: number,
-                offset,
-                len,
-            };
-            if self.claim(&place, Book::Reserved).is_ok() {
-                return Some(place);
-            }
-        }
-        None
     }
 
     /// Moves a place from one book to another. One of a donor that is gone is nobody's.

@@ -25,6 +25,7 @@
 //! after that transaction; a crash between the two leaves an orphan that [`Store::open`] sweeps.
 
 mod catalogue;
+mod copies;
 mod donors;
 mod failure;
 mod files;
@@ -48,6 +49,7 @@ use parking_lot::{Condvar, Mutex};
 use rusqlite::{Connection, OpenFlags, OptionalExtension};
 
 pub(crate) use catalogue::CataloguePart;
+pub(crate) use copies::{CopyRow, Standing};
 pub(crate) use donors::{DonorRow, RegionRow};
 pub(crate) use files::{IndexDraft, IndexFiles};
 pub(crate) use images::{ImageRow, NameRow};

@@ -364,6 +364,7 @@ async fn a_reservation_waits_until_readers_let_go_and_says_when_it_cannot() {
             .reserve(v1::ReserveRequest {
                 pull: Some(pull),
                 packs,
+                ..Default::default()
             })
             .await
     });
@@ -387,6 +388,7 @@ async fn a_reservation_waits_until_readers_let_go_and_says_when_it_cannot() {
         .reserve(v1::ReserveRequest {
             pull: Some(pull),
             packs,
+            ..Default::default()
         })
         .await
         .unwrap_err();

@@ -69,6 +69,15 @@ section! {
         /// Serve /metrics for Prometheus, and /healthz, on this TCP address
         #[arg(long, value_name = "ADDR")]
         metrics: std::net::SocketAddr,
+        /// Replicas of each pack of an image that was pulled with no number of its own, 1 to 16 [default: 1]
+        #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=16))]
+        replicas: u32,
+        /// One replica more for packs that are read often, up to this many, while memory is free; 0 for never [default: 0]
+        #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(0..=16))]
+        hot_replicas: u32,
+        /// Most that is copied between donors, all together, in MiB a second; 0 for nothing [default: 128]
+        #[arg(long, value_name = "MIB")]
+        rebalance_mib_s: u32,
     }
 }
 
@@ -81,6 +90,9 @@ section! {
         /// Name of this donor in the cluster [default: the host's name]
         #[arg(long, value_name = "NAME")]
         donor_name: String,
+        /// What fails together with this donor: replicas of a pack go to different ones [default: the host's name]
+        #[arg(long, value_name = "NAME")]
+        failure_domain: String,
         /// Back the memory with huge pages: auto (when enough are free), never, require [default: auto]
         #[arg(long, value_name = "WHEN")]
         huge_pages: HugePages,
@@ -135,6 +147,9 @@ section! {
         /// Most bytes that a layer may unpack to, holes not counted [default: 256GiB]
         #[arg(long, value_name = "SIZE")]
         max_unpacked: Size,
+        /// Replicas of each pack of the image, 1 to 16, kept with the image [default: what metad was started with]
+        #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=16))]
+        replicas: u32,
         /// Certificate authority to trust besides the system's, a PEM file
         #[arg(long, value_name = "FILE")]
         ca_file: PathBuf,

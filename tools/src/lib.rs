@@ -1,7 +1,7 @@
 //! The `harbour` command: it joins the rooms.
 //!
 //! [`ingest`] carries an image from a source into the pool; [`node`] joins the mount to metad and
-//! the pool; [`commands`] holds one file per subcommand. Errors are typed in the rooms and become
+//! the pool; [`mover`] makes the copies that metad asks a donor for; [`commands`] holds one file per subcommand. Errors are typed in the rooms and become
 //! a sentence, a next step and an exit code here ([`failure`]).
 #![forbid(unsafe_code)]
 
@@ -14,6 +14,7 @@ pub mod failpoint;
 pub mod failure;
 pub mod ingest;
 pub mod link;
+pub mod mover;
 pub mod node;
 pub mod output;
 pub mod progress;

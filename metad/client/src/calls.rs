@@ -49,6 +49,8 @@ calls! { ingest, "Ingest":
     commit_refill = commit_refill, "CommitRefill", v1::CommitRefillRequest => v1::CommitReply;
     /// Gives everything of a pull back.
     abort = abort, "Abort", v1::PullRef => v1::AbortReply;
+    /// Gives back reserved extents that could not be written.
+    give_back = give_back, "GiveBack", v1::GiveBackRequest => v1::GiveBackReply;
 }
 
 calls! { donors, "Donors":
@@ -58,6 +60,12 @@ calls! { donors, "Donors":
     donor_heartbeat = heartbeat, "Heartbeat", v1::DonorHeartbeat => v1::DonorLease;
     /// Takes a donor out, with all that it held.
     donor_leave = leave, "Leave", v1::DonorRef => v1::LeaveReply;
+    /// Tells of regions that came and went, and of the wish to leave.
+    donor_resize = resize, "Resize", v1::ResizeDonor => v1::DonorLease;
+    /// Tells what became of copy tasks.
+    donor_copied = copied, "Copied", v1::CopiedReport => v1::DonorLease;
+    /// Objects of a pack from a number on.
+    list_objects = list_objects, "ListObjects", v1::ListObjectsRequest => v1::ListObjectsReply;
     /// All donors that metad knows.
     list_donors = list, "List", v1::ListDonorsRequest => v1::ListDonorsReply;
 }

@@ -40,6 +40,18 @@ impl Engine {
             }
             Ok(())
         })?;
+        let copies = read.copies()?;
+        if copies.len() != state.copies.under_way.len() {
+            twice = Some(format!("{copies:?} are under way, and in memory others"));
+        }
+        for copy in copies {
+            if !state.copies.under_way.contains_key(&copy.id) {
+                twice = Some(format!("{copy:?} is not under way"));
+            }
+            if places.insert(copy.place, Book::Reserved).is_some() {
+                twice = Some(format!("{copy:?} is taken too"));
+            }
+        }
         let rows = read.quarantine()?;
         if rows.len() != state.quarantine.len() {
             twice = Some(format!(

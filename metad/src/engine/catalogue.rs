@@ -8,12 +8,7 @@ use std::{
 use harbour_metad_client::{INDEX_CHUNK_MAX, LOCATE_MAX, v1};
 use prost::Message;
 
-use super::{
-    Around, Engine,
-    collect::{Reach, collect},
-    commit::name_row,
-    donors::Tokens,
-};
+use super::{Around, Engine, collect::collect, commit::name_row, donors::Tokens};
 use crate::{
     error::{Error, hash},
     space::Place,
@@ -107,6 +102,9 @@ impl Engine {
             let mut packs = Vec::with_capacity(digests.len());
             for digest in &digests {
                 let replicas = read.locate(digest)?;
+                if replicas.is_empty() {
+                    self.misses.fetch_add(1, Ordering::Relaxed);
+                }
                 seen.extend(replicas.iter().map(|replica| replica.place.donor));
                 let extents = replicas
                     .iter()
@@ -134,7 +132,7 @@ impl Engine {
     ) -> Result<v1::RemoveNameReply, Error> {
         let name = name_row(&request.registry, &request.repository, &request.tag)?;
         let mut state = self.lock();
-        let reach = Reach::of(&state, self.now_ms());
+        let reach = self.reach(&state);
         let around = Around("remove_name.before", "remove_name.after");
         let done = self.change(&mut state, Sync::Full, Some(around), |tx, effects| {
             if !tx.delete_name(&name)? {
@@ -186,13 +184,11 @@ impl Engine {
             let heard_ms_ago = heard
                 .get(&id)
                 .map_or(u32::MAX, |ms| u32::try_from(*ms).unwrap_or(u32::MAX));
-            let used_bytes = state
-                .space
-                .donor_books(id)
-                .map_or(0, |books| books.lent - books.free);
+            let books = state.space.donor_books(id).unwrap_or_default();
             v1::Donor {
                 heard_ms_ago,
-                used_bytes,
+                used_bytes: books.lent - books.free,
+                free_bytes: books.free,
                 ..super::donors::message(row, tokens)
             }
         });

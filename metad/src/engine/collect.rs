@@ -15,16 +15,11 @@ pub(super) struct Reach {
     held: HashSet<u32>,
     /// Nodes of before a restart may hold more than is known.
     unknown: bool,
+    /// Who was told to make a copy may still be writing until then.
+    late_ms: u64,
 }
 
 impl Reach {
-    pub(super) fn of(state: &State, now_ms: u64) -> Self {
-        Self {
-            held: state.held_numbers(),
-            unknown: now_ms < state.nodes_unknown_until_ms,
-        }
-    }
-
     fn holds(&self, number: u32) -> bool {
         self.unknown || self.held.contains(&number)
     }
@@ -74,7 +69,7 @@ pub(super) fn collect(
     packs.sort_unstable();
     packs.dedup();
     for pack in packs {
-        done.freed_bytes += drop_unwanted(tx, effects, pack)?;
+        done.freed_bytes += drop_unwanted(tx, effects, pack, reach.late_ms)?;
     }
     tx.prune_documents()?;
     effects.files.extend(tx.prune_indexes()?);
@@ -82,7 +77,7 @@ pub(super) fn collect(
 }
 
 /// Takes a pack away when nothing refers to it; gives the bytes that it took.
-fn drop_unwanted(tx: &Tx<'_>, effects: &mut Effects, id: u64) -> Result<u64, Error> {
+fn drop_unwanted(tx: &Tx<'_>, effects: &mut Effects, id: u64, late_ms: u64) -> Result<u64, Error> {
     if tx.pack_wanted(id)? {
         return Ok(0);
     }
@@ -93,6 +88,9 @@ fn drop_unwanted(tx: &Tx<'_>, effects: &mut Effects, id: u64) -> Result<u64, Err
     for extent in tx.extents_of_pack(id)? {
         bytes += extent.place.held_bytes();
         effects.free_committed(tx, &pack, &extent)?;
+    }
+    for copy in tx.copies_of_pack(id)? {
+        effects.drop_copy(tx, &copy, Some(late_ms))?;
     }
     tx.delete_pack(id)?;
     effects.removed.push(id);
@@ -109,13 +107,23 @@ fn worthwhile(read: &Read<'_>, reach: &Reach) -> Result<bool, Error> {
 }
 
 impl Engine {
+    /// What readers hold now.
+    pub(super) fn reach(&self, state: &State) -> Reach {
+        let now_ms = self.now_ms();
+        Reach {
+            held: state.held_numbers(),
+            unknown: now_ms < state.nodes_unknown_until_ms,
+            late_ms: now_ms + self.options.timing.longest_write_ms(),
+        }
+    }
+
     /// A round of collection, for what readers have let go of meanwhile.
     pub(super) fn collect_now(&self) -> Result<(), Error> {
         let mut state = self.lock();
         if !std::mem::take(&mut state.collect) {
             return Ok(());
         }
-        let reach = Reach::of(&state, self.now_ms());
+        let reach = self.reach(&state);
         // What is held for unknown nodes has to be looked at again.
         state.collect = reach.unknown;
         if !worthwhile(&state.writer.read(), &reach)? {

@@ -7,7 +7,8 @@ use prost::Message;
 
 use super::{
     Around, Effects, Engine,
-    collect::{Reach, collect},
+    collect::collect,
+    options::REPLICAS_MAX,
     pulls::{End, end},
     reserve::wanted,
     stage::next_number,
@@ -52,7 +53,7 @@ impl Engine {
             request.pull.as_ref(),
             asked,
             Around("commit.before", "commit.after"),
-            |tx, effects, pull| self.commit_image(tx, effects, pull, &image),
+            |tx, effects, pull, replicas| self.commit_image(tx, effects, pull, replicas, &image),
         )
     }
 
@@ -64,17 +65,22 @@ impl Engine {
         let packs = wanted(&request.packs)?;
         let asked = digest_of("refill", request);
         let around = Around("commit_refill.before", "commit_refill.after");
-        self.end_with(request.pull.as_ref(), asked, around, |tx, effects, pull| {
-            let mut rows = HashSet::new();
-            for (digest, len) in &packs {
-                let id = pinned(tx, pull, digest, *len)?;
-                // One that no layer knows any more is given back with the pull.
-                if tx.pack_of(id)?.is_some_and(|pack| pack.visible) {
-                    rows.insert(id);
+        self.end_with(
+            request.pull.as_ref(),
+            asked,
+            around,
+            |tx, effects, pull, asked_replicas| {
+                let mut rows = HashSet::new();
+                for (digest, len) in &packs {
+                    let id = pinned(tx, pull, digest, *len)?;
+                    // One that no layer knows any more is given back with the pull.
+                    if tx.pack_of(id)?.is_some_and(|pack| pack.visible) {
+                        rows.insert(id);
+                    }
                 }
-            }
-            self.attach(tx, effects, pull, &rows)
-        })
+                self.attach(tx, effects, pull, asked_replicas, &rows)
+            },
+        )
     }
 
     /// Ends a pull with `work`; answers a repetition as the first time.
@@ -83,7 +89,7 @@ impl Engine {
         reference: Option<&v1::PullRef>,
         asked: Hash,
         around: Around,
-        work: impl FnOnce(&Tx<'_>, &mut Effects, u64) -> Result<(), Error>,
+        work: impl FnOnce(&Tx<'_>, &mut Effects, u64, u32) -> Result<(), Error>,
     ) -> Result<v1::CommitReply, Error> {
         let mut state = self.lock();
         if let Some(reply) = repeated(&state, reference, &asked)? {
@@ -92,9 +98,10 @@ impl Engine {
         let now_ms = self.now_ms();
         let pull = state.pull(reference, now_ms)?;
         let token = reference.map_or(0, |reference| reference.token);
-        let reach = Reach::of(&state, now_ms);
+        let reach = self.reach(&state);
+        let replicas = self.replicas_of_pull(&state, pull);
         let generation = self.change(&mut state, Sync::Full, Some(around), |tx, effects| {
-            work(tx, effects, pull)?;
+            work(tx, effects, pull, replicas)?;
             let packs = end(tx, effects, pull, End::Told)?;
             collect(tx, effects, &reach, packs)?;
             effects.touch();
@@ -121,6 +128,7 @@ impl Engine {
         tx: &Tx<'_>,
         effects: &mut Effects,
         pull: u64,
+        asked_replicas: u32,
         image: &NewImage,
     ) -> Result<(), Error> {
         if tx.index_len(&image.row.index)? != Some(image.index_len) {
@@ -149,7 +157,7 @@ impl Engine {
             }
         }
         // First the packs, so that it is known which layers are whole.
-        self.attach(tx, effects, pull, &packs)?;
+        self.attach(tx, effects, pull, asked_replicas, &packs)?;
         let mut chosen = BTreeMap::new();
         for diff_id in unique.keys() {
             chosen.insert(
@@ -162,25 +170,43 @@ impl Engine {
     }
 
     /// Makes these packs known, and the extents that this pull has written for them live, as far
-    /// as replicas are wanted; the others stay reserved and end with the pull.
+    /// as replicas are wanted, each on a donor of its own; the others stay reserved and end with
+    /// the pull.
     fn attach(
         &self,
         tx: &Tx<'_>,
         effects: &mut Effects,
         pull: u64,
+        asked: u32,
         packs: &HashSet<u64>,
     ) -> Result<(), Error> {
         for pack in packs {
             tx.show_pack(*pack)?;
         }
         for extent in tx.extents_of_pull(pull)? {
-            if packs.contains(&extent.pack)
-                && tx.live_replicas(extent.pack)? < self.options.replicas.max(1)
-            {
+            if !packs.contains(&extent.pack) {
+                continue;
+            }
+            let want = asked.max(tx.wanted_replicas(extent.pack, self.options.replicas)?);
+            let there = tx.extents_of_pack(extent.pack)?;
+            let same_donor = there
+                .iter()
+                .any(|other| other.pull.is_none() && other.place.donor == extent.place.donor);
+            if !same_donor && tx.live_replicas(extent.pack)? < want {
                 effects.commit(tx, &extent)?;
             }
         }
         Ok(())
+    }
+
+    /// Replicas of each pack that a pull writes: what it asked for, else the default.
+    pub(super) fn replicas_of_pull(&self, state: &State, pull: u64) -> u32 {
+        let asked = state.pulls.get(&pull).map_or(0, |pull| pull.row.replicas);
+        if asked == 0 {
+            self.options.replicas
+        } else {
+            asked
+        }
     }
 }
 
@@ -269,6 +295,9 @@ fn put_image(
 ) -> Result<u64, Error> {
     let earlier = tx.image(&image.row.manifest)?;
     if let Some((id, index)) = earlier {
+        if image.row.replicas > 0 {
+            tx.set_image_replicas(id, image.row.replicas)?;
+        }
         if index == image.row.index || tx.image_whole(id)? {
             return Ok(id);
         }
@@ -287,10 +316,13 @@ fn put_image(
         .filter_map(|diff_id| chosen.get(diff_id))
         .map(|layer| layer.layer)
         .collect();
-    let row = ImageRow {
+    let mut row = ImageRow {
         number: next_number(tx)?,
         ..image.row.clone()
     };
+    if let (Some((id, _)), 0) = (earlier, row.replicas) {
+        row.replicas = tx.image_replicas(id)?;
+    }
     let id = tx.add_image(&row, &layers)?;
     for layer in chosen.values() {
         tx.add_packs_of_layer(id, layer.packs_of)?;
@@ -363,6 +395,7 @@ fn new_image(request: &v1::CommitRequest, now_unix_ms: i64) -> Result<NewImage, 
             unpacked: image.unpacked_bytes,
             platform: text(&image.platform, 255, "the platform")?.to_owned(),
             committed_ms: now_unix_ms,
+            replicas: replicas(image.replicas)?,
         },
         index_len: index.len_bytes,
         diff_ids: super::find::hashes(&image.diff_ids, LAYERS_MAX, "layers of an image")?,
@@ -375,6 +408,16 @@ fn new_image(request: &v1::CommitRequest, now_unix_ms: i64) -> Result<NewImage, 
         )?,
         config: document(request.config.as_ref().ok_or_else(|| missing("config"))?)?,
     })
+}
+
+/// A number of replicas that a request may ask for.
+pub(super) fn replicas(asked: u32) -> Result<u32, Error> {
+    if asked > REPLICAS_MAX {
+        return Err(Error::Invalid(format!(
+            "{asked} replicas are asked for, at most {REPLICAS_MAX} are kept"
+        )));
+    }
+    Ok(asked)
 }
 
 fn document(document: &v1::Document) -> Result<v1::Document, Error> {

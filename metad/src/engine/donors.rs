@@ -4,24 +4,32 @@ use std::collections::{HashMap, HashSet};
 
 use harbour_metad_client::v1;
 
-use super::{Effects, Engine, state::DonorLease, state::State};
+use super::{
+    Effects, Engine,
+    nodes::Budget,
+    resize::{checked_regions, region_row, retire},
+    state::DonorLease,
+    state::State,
+};
 use crate::{
     error::{Error, text},
-    space::{ALIGN, Book},
+    space::{ALIGN, Book, Place},
     store::{DonorRow, ExtentRow, RegionRow, Sync, Tx},
 };
 
 /// Donors that are known at a time. With the bounds below, a list of all fits a frame.
 const DONORS_MAX: usize = 256;
 /// Regions of one donor.
-const REGIONS_MAX: usize = 64;
+pub(super) const REGIONS_MAX: usize = 64;
 /// Addresses of one donor.
 const ADDRESSES_MAX: usize = 8;
 /// Length of a region in bytes: what an address of a reader can span.
-const REGION_BYTES_MAX: u64 = 1 << 48;
+pub(super) const REGION_BYTES_MAX: u64 = 1 << 48;
+/// Epochs are random numbers below this, and not 0.
+const EPOCH_END: u64 = 1 << 63;
 
 /// Length of a region's token.
-const TOKEN_BYTES: usize = 32;
+pub(super) const TOKEN_BYTES: usize = 32;
 
 /// Which tokens go with a donor's regions: only who is to read or write there gets any.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -58,6 +66,9 @@ pub(super) fn message(row: DonorRow, tokens: Tokens) -> v1::Donor {
         used_bytes: 0,
         live: row.live,
         heard_ms_ago: 0,
+        failure_domain: row.domain,
+        draining: row.draining,
+        free_bytes: 0,
     }
 }
 
@@ -76,50 +87,30 @@ fn checked(donor: &v1::Donor) -> Result<DonorRow, Error> {
     for address in &donor.addresses {
         text(address, 255, "an address")?;
     }
-    if donor.regions.is_empty() || donor.regions.len() > REGIONS_MAX {
+    text(&donor.failure_domain, 255, "a failure domain")?;
+    if donor.epoch == 0 || donor.epoch >= EPOCH_END {
         return Err(named(format!(
-            "{} regions, 1 to {REGIONS_MAX} are allowed",
-            donor.regions.len()
+            "epoch {:x}: a random number from 1 to 2^63 is wanted",
+            donor.epoch
         )));
     }
-    let mut seen = HashSet::new();
-    for region in &donor.regions {
-        if region.len < ALIGN || region.len > REGION_BYTES_MAX {
-            return Err(named(format!(
-                "region {} of {} bytes: {ALIGN} to 2^48 are allowed",
-                region.id, region.len
-            )));
-        }
-        if !seen.insert(region.id) {
-            return Err(named(format!("region {} is named twice", region.id)));
-        }
-        for token in [&region.read_token, &region.write_token] {
-            if !token.is_empty() && token.len() != TOKEN_BYTES {
-                return Err(named(format!(
-                    "a token of region {} of {} bytes: {TOKEN_BYTES} or none are allowed",
-                    region.id,
-                    token.len()
-                )));
-            }
-        }
-    }
+    let regions: Vec<_> = donor.regions.iter().map(region_row).collect();
+    checked_regions(&donor.name, &regions)?;
     Ok(DonorRow {
         id: 0,
         name: donor.name.clone(),
         epoch: donor.epoch,
         addresses: donor.addresses.clone(),
         live: true,
-        regions: donor
+        domain: donor.failure_domain.clone(),
+        draining: false,
+        regions_seen: donor
             .regions
             .iter()
-            .map(|region| RegionRow {
-                id: region.id,
-                len: region.len,
-                huge: region.huge_pages,
-                read_token: region.read_token.clone(),
-                write_token: region.write_token.clone(),
-            })
-            .collect(),
+            .map(|region| u64::from(region.id) + 1)
+            .max()
+            .unwrap_or(0),
+        regions,
     })
 }
 
@@ -144,9 +135,11 @@ impl Engine {
             )));
         }
         row.id = known.as_ref().map_or(0, |known| known.id);
-        let same = known.as_ref().is_some_and(|known| known.epoch == row.epoch);
-        if same {
-            self.check_kept(&state, &row)?;
+        let kept = known.as_ref().filter(|known| known.epoch == row.epoch);
+        let same = kept.is_some();
+        let mut gone = Vec::new();
+        if let Some(kept) = kept {
+            gone = self.check_kept(&state, kept, &mut row)?;
         } else if let Some(lease) = state.donors.get(&row.id)
             && lease.heard
             && lease.expires_ms > now_ms
@@ -162,14 +155,20 @@ impl Engine {
             if !same && row.id != 0 {
                 drop_extents(tx, effects, row.id)?;
             }
+            for (region, waiting) in &gone {
+                retire(tx, effects, row.id, *region, waiting)?;
+            }
             effects.touch();
             tx.put_donor(&row)
         })?;
         row.id = id;
         if !same {
             state.quarantine.retain(|held| held.row.place.donor != id);
+            state.drop_copies_of(id);
         }
         self.rebuild(&mut state, &row)?;
+        state.space.set_open(id, !row.draining);
+        state.space.set_domain(id, &row.domain);
         let lease = DonorLease {
             name: row.name,
             epoch: row.epoch,
@@ -177,28 +176,42 @@ impl Engine {
             expires_ms: now_ms + self.options.timing.donor_lease_ms,
             live: true,
             heard: true,
+            draining: row.draining,
+            lost: Budget::full(now_ms),
         };
         state.donors.insert(id, lease);
+        let lease = self.donor_lease(&mut state, id);
         drop(state);
         self.tell_space_freed();
-        Ok(self.donor_lease(id))
+        lease
     }
 
-    /// Everything that lies with a donor must lie inside of what it lends now.
-    fn check_kept(&self, state: &State, row: &DonorRow) -> Result<(), Error> {
-        let lens: HashMap<u32, u64> = row
-            .regions
-            .iter()
-            .map(|region| (region.id, region.len))
-            .collect();
+    /// What a donor of a known epoch says must go with what is known: a region keeps its length where
+    /// something lies, and is never lent again once it was retired. Gives the regions that it does
+    /// not lend any more, with what waits in them: it may have retired them while this daemon was
+    /// away.
+    fn check_kept(
+        &self,
+        state: &State,
+        kept: &DonorRow,
+        row: &mut DonorRow,
+    ) -> Result<Vec<(u32, Vec<Place>)>, Error> {
+        let lens: HashMap<u32, u64> = row.regions.iter().map(|r| (r.id, r.len)).collect();
+        let known: HashSet<u32> = kept.regions.iter().map(|region| region.id).collect();
+        let again = |id: &&u32| !known.contains(*id) && u64::from(**id) < kept.regions_seen;
+        if let Some(id) = lens.keys().find(again) {
+            return Err(Error::Refused(format!(
+                "donor {:?} lends region {id} again, which it had retired: ids grow within an epoch",
+                row.name
+            )));
+        }
         let extents = state.writer.read().extents_of_donor(row.id)?;
-        let waiting = state
-            .quarantine
-            .iter()
-            .map(|held| held.row.place)
-            .filter(|place| place.donor == row.id);
-        for place in extents.iter().map(|extent| extent.place).chain(waiting) {
-            let len = lens.get(&place.region).map_or(0, |len| len - len % ALIGN);
+        let places = state.places_of(row.id, &extents);
+        for place in places {
+            let Some(len) = lens.get(&place.region) else {
+                continue;
+            };
+            let len = len - len % ALIGN;
             if place.offset + place.held_bytes() > len {
                 return Err(Error::Refused(format!(
                     "donor {:?} lends {len} bytes of region {} now, but a pack lies at {}+{}: \
@@ -207,7 +220,12 @@ impl Engine {
                 )));
             }
         }
-        Ok(())
+        row.draining = kept.draining;
+        row.regions_seen = row.regions_seen.max(kept.regions_seen);
+        let gone = known.into_iter().filter(|id| !lens.contains_key(id));
+        Ok(gone
+            .map(|region| (region, state.waiting_in(row.id, region)))
+            .collect())
     }
 
     /// Builds a donor's free map from what the store has.
@@ -232,7 +250,10 @@ impl Engine {
             .iter()
             .filter(|held| held.row.place.donor == row.id);
         let waiting = waiting.map(|held| (held.row.place, Book::Quarantined));
-        for (place, book) in claims.chain(waiting) {
+        let copies = state.copies.under_way.values();
+        let copies = copies.filter(|copy| copy.row.place.donor == row.id);
+        let copies = copies.map(|copy| (copy.row.place, Book::Reserved));
+        for (place, book) in claims.chain(waiting).chain(copies) {
             if let Err(conflict) = state.space.claim(&place, book) {
                 return Err(Error::Refused(format!(
                     "the database is inconsistent: {conflict}"
@@ -245,8 +266,14 @@ impl Engine {
     /// Keeps a donor's lease.
     pub fn donor_heartbeat(&self, request: &v1::DonorHeartbeat) -> Result<v1::DonorLease, Error> {
         let donor = request.donor.unwrap_or_default();
-        let now_ms = self.now_ms();
         let mut state = self.lock();
+        self.hear_donor(&mut state, &donor)?;
+        self.donor_lease(&mut state, donor.id)
+    }
+
+    /// A donor spoke, in whatever call.
+    pub(super) fn hear_donor(&self, state: &mut State, donor: &v1::DonorRef) -> Result<(), Error> {
+        let now_ms = self.now_ms();
         let Some(lease) = state
             .donors
             .get_mut(&donor.id)
@@ -261,16 +288,9 @@ impl Engine {
         lease.heard = true;
         lease.expires_ms = now_ms + self.options.timing.donor_lease_ms;
         if !lease.live {
-            self.set_live(&mut state, donor.id, true)?;
+            self.set_live(state, donor.id, true)?;
         }
-        Ok(self.donor_lease(donor.id))
-    }
-
-    fn donor_lease(&self, id: u64) -> v1::DonorLease {
-        v1::DonorLease {
-            id,
-            lease_ms: u32::try_from(self.options.timing.donor_lease_ms).unwrap_or(u32::MAX),
-        }
+        Ok(())
     }
 
     /// Tells readers of a donor, or not any more.
@@ -279,12 +299,19 @@ impl Engine {
             effects.touch();
             tx.set_donor_live(id, live)
         })?;
-        state.space.set_open(id, live);
+        let mut draining = false;
         if let Some(lease) = state.donors.get_mut(&id) {
             tracing::info!(donor = id, name = lease.name, live, "donor");
             lease.live = live;
+            draining = lease.draining;
         }
-        Ok(())
+        state.space.set_open(id, live && !draining);
+        if live {
+            return Ok(());
+        }
+        // What a silent donor was to copy is planned anew, for others.
+        let tasks: Vec<u64> = state.copies.tasks_of(id);
+        self.end_copies(state, &tasks)
     }
 
     /// Takes a donor out. One that is not known has nothing, which is no error.
@@ -308,6 +335,7 @@ impl Engine {
             tx.delete_donor(id)
         })?;
         state.quarantine.retain(|held| held.row.place.donor != id);
+        state.drop_copies_of(id);
         state.space.remove_donor(id);
         if let Some(lease) = state.donors.remove(&id) {
             tracing::info!(
@@ -335,6 +363,15 @@ fn drop_extents(tx: &Tx<'_>, effects: &mut Effects, donor: u64) -> Result<(), Er
         effects.freeing(tx)?;
     }
     tx.empty_donor(donor)?;
+    forget(tx, effects, &extents)
+}
+
+/// Readers and the policy hear of replicas that went without waiting for anyone.
+pub(super) fn forget(
+    tx: &Tx<'_>,
+    effects: &mut Effects,
+    extents: &[ExtentRow],
+) -> Result<(), Error> {
     for extent in extents.iter().filter(|extent| extent.pull.is_none()) {
         if let Some(pack) = tx.pack_of(extent.pack)? {
             effects.forget.push(pack.digest);

@@ -4,7 +4,7 @@ use crate::{
     error::{Error, Hash},
     policy::Weight,
     space::{Book, Place},
-    store::{Counter, ExtentRow, PackRow, QuarantineRow, Tx},
+    store::{CopyRow, Counter, ExtentRow, PackRow, QuarantineRow, Tx},
 };
 
 /// Gathered inside a transaction, applied after it. Dropped with a transaction that fails.
@@ -18,6 +18,10 @@ pub(super) struct Effects {
     pub(super) removed: Vec<u64>,
     /// Packs that readers must forget.
     pub(super) forget: Vec<Hash>,
+    /// Copies that are over, however they went.
+    pub(super) ended: Vec<u64>,
+    /// Regions that are lent no longer: their places are freed by the same effects.
+    pub(super) retired: Vec<(u64, u32)>,
     /// Index files that nothing names any more.
     pub(super) files: Vec<Hash>,
     freed_generation: Option<u64>,
@@ -83,6 +87,50 @@ impl Effects {
             .push((extent.pack, Weight { bytes, cost: bytes }));
         self.touch();
         Ok(())
+    }
+
+    /// Ends a copy that was not made. Its space is free at once, or not before a time when the donor
+    /// may still be writing to it.
+    pub(super) fn drop_copy(
+        &mut self,
+        tx: &Tx<'_>,
+        copy: &CopyRow,
+        not_before_ms: Option<u64>,
+    ) -> Result<(), Error> {
+        tx.delete_copy(copy.id)?;
+        self.ended.push(copy.id);
+        match not_before_ms {
+            None => self.freed.push((copy.place, Book::Reserved)),
+            Some(at) => {
+                let row = tx.add_quarantine(0, &copy.place)?;
+                self.held.push((row, Book::Reserved, at));
+            }
+        }
+        Ok(())
+    }
+
+    /// Makes a copy a replica.
+    pub(super) fn commit_copy(&mut self, tx: &Tx<'_>, copy: &CopyRow) -> Result<(), Error> {
+        let alone = !tx
+            .extents_of_pack(copy.pack)?
+            .iter()
+            .any(|extent| extent.pull.is_none());
+        if alone {
+            let bytes = copy.place.held_bytes();
+            self.inserted
+                .push((copy.pack, Weight { bytes, cost: bytes }));
+        }
+        tx.delete_copy(copy.id)?;
+        tx.add_replica(copy.pack, &copy.place)?;
+        self.ended.push(copy.id);
+        self.used.push(copy.place);
+        self.touch();
+        Ok(())
+    }
+
+    /// Whether replicas came or went, or donors or images did.
+    pub(super) fn changes_places(&self) -> bool {
+        self.touched
     }
 
     /// Last thing in the transaction: gives the new generation of the catalogue its number.

@@ -6,7 +6,7 @@ use super::{Around, Engine, state::State};
 use crate::{
     error::Error,
     space::Book,
-    store::{Counter, Sync},
+    store::{Counter, ExtentRow, Read, Sync},
 };
 
 /// What making room came to.
@@ -19,10 +19,19 @@ pub(super) enum Room {
 }
 
 /// What space is wanted for.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Asked {
     pub(super) bytes: u64,
     pub(super) packs: usize,
+}
+
+/// Bytes that a pack has on these donors.
+fn bytes_on(read: &Read<'_>, pack: u64, donors: &HashSet<u64>) -> Result<u64, Error> {
+    let extents = read.extents_of_pack(pack)?;
+    let there = extents
+        .iter()
+        .filter(|extent| extent.pull.is_none() && donors.contains(&extent.place.donor));
+    Ok(there.map(|extent| extent.place.held_bytes()).sum())
 }
 
 /// The error of a pool that cannot take so much more.
@@ -60,11 +69,12 @@ impl Engine {
         }
         // With enough bytes free in all and no hole that fits, as much again is given up.
         let need = if short > 0 { short } else { asked.bytes };
-        let (victims, evictable) = self.victims(state, need, keep)?;
+        let open = state.space.open_donors().into_iter().collect();
+        let (victims, evictable) = self.victims(state, need, keep, &open)?;
         if victims.is_empty() || (short > 0 && evictable < short) {
             return Err(exhausted(state, asked, evictable));
         }
-        self.evict(state, &victims)?;
+        self.evict(state, &victims, &HashSet::new())?;
         if self.release(state)? > 0 {
             return Ok(Room::Made);
         }
@@ -75,19 +85,39 @@ impl Engine {
         }
     }
 
-    /// Victims that give at least `need` bytes on live donors, if there are such, and their bytes.
+    /// Makes room on these donors, where there is nobody else for one more replica: packs that have
+    /// others lose the one that lies there, the others go whole.
+    pub(super) fn make_room_on(
+        &self,
+        state: &mut State,
+        asked: Asked,
+        keep: &HashSet<u64>,
+        full: &HashSet<u64>,
+    ) -> Result<(), Error> {
+        let books = |id: &u64| state.space.donor_books(*id).unwrap_or_default();
+        let waits: u64 = full.iter().map(|id| books(id).quarantined).sum();
+        let short = asked.bytes.saturating_sub(waits);
+        if short == 0 {
+            return Ok(());
+        }
+        let (victims, _) = self.victims(state, short, keep, full)?;
+        self.evict(state, &victims, full)?;
+        self.release(state).map(drop)
+    }
+
+    /// Victims that give at least `need` bytes on these donors, if there are such, and their bytes.
     /// Packs of what nodes hold open are taken only when the others do not suffice.
     fn victims(
         &self,
         state: &mut State,
         need: u64,
         keep: &HashSet<u64>,
+        donors: &HashSet<u64>,
     ) -> Result<(Vec<u64>, u64), Error> {
         let State {
             policy,
             writer,
             nodes,
-            donors,
             ..
         } = state;
         let read = writer.read();
@@ -110,7 +140,7 @@ impl Engine {
                 }
                 let useless = read
                     .pinned(pack)
-                    .and_then(|pinned| Ok(pinned || read.live_replicas(pack)? == 0));
+                    .and_then(|pinned| Ok(pinned || bytes_on(&read, pack, donors)? == 0));
                 useless.unwrap_or_else(|error| {
                     failed = Some(error);
                     true
@@ -121,11 +151,11 @@ impl Engine {
                 return Err(error);
             }
             for pack in more {
-                let extents = read.extents_of_pack(pack)?;
-                let live = extents
-                    .iter()
-                    .filter(|e| donors.get(&e.place.donor).is_some_and(|donor| donor.live));
-                sum += live.map(|extent| extent.place.held_bytes()).sum::<u64>();
+                // The policy counts one replica of each, and more than one may go.
+                if sum >= need {
+                    break;
+                }
+                sum += bytes_on(&read, pack, donors)?;
                 chosen.push(pack);
             }
             if sum >= need {
@@ -135,21 +165,30 @@ impl Engine {
         Ok((chosen, sum))
     }
 
-    fn evict(&self, state: &mut State, victims: &[u64]) -> Result<(), Error> {
+    /// Takes packs away, or, of those with another replica elsewhere, only what lies on the donors in
+    /// `only`.
+    fn evict(&self, state: &mut State, victims: &[u64], only: &HashSet<u64>) -> Result<(), Error> {
+        if victims.is_empty() {
+            return Ok(());
+        }
         let around = Around("evict.before", "evict.after");
         self.change(state, Sync::Process, Some(around), |tx, effects| {
             for id in victims {
                 let Some(pack) = tx.pack_of(*id)? else {
                     continue;
                 };
-                for extent in tx
-                    .extents_of_pack(*id)?
-                    .iter()
-                    .filter(|extent| extent.pull.is_none())
-                {
+                let mut gone = tx.extents_of_pack(*id)?;
+                gone.retain(|extent| extent.pull.is_none());
+                let stays = |extent: &ExtentRow| !only.contains(&extent.place.donor);
+                let thinned = !only.is_empty() && tx.live_elsewhere(*id, only)?;
+                if thinned {
+                    gone.retain(|extent| !stays(extent));
+                } else {
+                    effects.removed.push(*id);
+                }
+                for extent in &gone {
                     effects.free_committed(tx, &pack, extent)?;
                 }
-                effects.removed.push(*id);
             }
             tx.bump(Counter::Evictions, victims.len() as u64).map(drop)
         })?;

@@ -1,5 +1,7 @@
 //! Nodes: what readers hold, have let go of, have read and have lost.
 
+use std::sync::atomic::Ordering;
+
 use harbour_metad_client::v1;
 
 use super::{Effects, Engine, state::Node, state::State};
@@ -39,7 +41,7 @@ impl Budget {
         }
     }
 
-    fn spend(&mut self, now_ms: u64) -> bool {
+    pub(super) fn spend(&mut self, now_ms: u64) -> bool {
         let more = now_ms
             .saturating_sub(self.at_ms)
             .saturating_mul(LOST_PER_SECOND);
@@ -84,7 +86,7 @@ impl Engine {
         v1::NodeLease {
             node,
             lease_ms: u32::try_from(self.options.timing.node_lease_ms).unwrap_or(u32::MAX),
-            freed_generation: self.freed.load(std::sync::atomic::Ordering::SeqCst),
+            freed_generation: self.freed.load(Ordering::SeqCst),
             freed: Vec::new(),
             forget_all: false,
         }
@@ -140,17 +142,26 @@ impl Engine {
                 request.packs.len()
             )));
         }
-        let ids = self.store.read(|read| {
-            let mut ids = Vec::with_capacity(request.packs.len());
+        let uses = self.store.read(|read| {
+            let mut uses = Vec::with_capacity(request.packs.len());
             for used in &request.packs {
-                let pack = read.pack(&hash(&used.pack, "a pack's name")?)?;
-                ids.extend(pack.map(|pack| (pack.id, used.reads)));
+                let digest = hash(&used.pack, "a pack's name")?;
+                if let Some(pack) = read.pack(&digest)? {
+                    uses.push((pack, used.reads, read.locate(&digest)?));
+                }
             }
-            Ok(ids)
+            Ok(uses)
         })?;
         let mut state = self.lock();
-        ids.into_iter()
-            .for_each(|(pack, reads)| state.policy.hit(pack, reads));
+        for (pack, reads, replicas) in uses {
+            state.policy.hit(pack.id, reads);
+            // Which replica was read is not told; in the long run all are.
+            let each = u64::from(pack.len) * u64::from(reads) / replicas.len().max(1) as u64;
+            for replica in replicas {
+                state.space.served(replica.place.donor, each);
+            }
+            self.reads.fetch_add(u64::from(reads), Ordering::Relaxed);
+        }
         Ok(())
     }
 
@@ -206,7 +217,7 @@ impl Engine {
 }
 
 /// The committed extent that a report means, if it is still one.
-fn find_replica(
+pub(super) fn find_replica(
     state: &State,
     digest: &Hash,
     told: &v1::Extent,
@@ -219,20 +230,25 @@ fn find_replica(
     let Some(pack) = read.pack(digest)? else {
         return Ok(None);
     };
-    let place = Place {
+    let extents = read.extents_of_pack(pack.id)?;
+    let extent = extents
+        .into_iter()
+        .find(|extent| extent.pull.is_none() && same_place(told, &extent.place));
+    Ok(extent.map(|extent| (pack, extent)))
+}
+
+/// Whether a message means a place, whatever the epoch.
+pub(super) fn same_place(told: &v1::Extent, place: &Place) -> bool {
+    let told = Place {
         donor: told.donor,
         region: told.region,
         offset: told.offset,
         len: told.len,
     };
-    let extents = read.extents_of_pack(pack.id)?;
-    let extent = extents
-        .into_iter()
-        .find(|extent| extent.pull.is_none() && extent.place == place);
-    Ok(extent.map(|extent| (pack, extent)))
+    told == *place
 }
 
-fn drop_replica(
+pub(super) fn drop_replica(
     tx: &Tx<'_>,
     effects: &mut Effects,
     pack: &PackRow,

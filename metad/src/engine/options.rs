@@ -8,6 +8,12 @@ use crate::{
     policy::{Lru, Policy},
 };
 
+/// Default of [`Options::rebalance_mib_s`]: a tenth of what one link of 10 Gbit/s carries.
+pub const REBALANCE_MIB_S: u32 = 128;
+
+/// Replicas of one pack at most, whoever asks.
+pub const REPLICAS_MAX: u32 = 16;
+
 /// Lengths of leases and waits, in milliseconds.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Timing {
@@ -19,12 +25,21 @@ pub struct Timing {
     pub node_lease_ms: u64,
     /// A pull that was not renewed for this long is undone.
     pub pull_lease_ms: u64,
+    /// A copy that a donor was told to make must be reported in this time, or it is planned anew.
+    pub copy_lease_ms: u64,
     /// Leases found at start last this much longer.
     pub grace_ms: u64,
     /// Added where another host's clock must have run out before ours.
     pub margin_ms: u64,
     /// When this process did not run for this long, nobody's lease ran in that time.
     pub gap_ms: u64,
+}
+
+impl Timing {
+    /// How long a writer that is not heard any more may still be writing.
+    pub(super) fn longest_write_ms(&self) -> u64 {
+        self.pull_lease_ms.max(self.copy_lease_ms)
+    }
 }
 
 impl Default for Timing {
@@ -34,6 +49,7 @@ impl Default for Timing {
             donor_forget_ms: 600_000,
             node_lease_ms: 10_000,
             pull_lease_ms: 15_000,
+            copy_lease_ms: 15_000,
             grace_ms: 5_000,
             margin_ms: 1_000,
             gap_ms: 2_000,
@@ -52,8 +68,13 @@ pub struct Options {
     pub failpoints: Failpoints,
     /// Order of eviction.
     pub policy: Box<dyn Policy>,
-    /// Replicas of each pack that are wanted; at least one, more only where donors allow.
+    /// Replicas that are wanted of each pack of an image that asks for no number of its own; at
+    /// least one, more only where donors allow.
     pub replicas: u32,
+    /// Replicas that packs may have that are read often, one more than wanted; 0 for no such thing.
+    pub hot_replicas: u32,
+    /// MiB a second that are copied between donors, all together.
+    pub rebalance_mib_s: u32,
 }
 
 impl Default for Options {
@@ -64,6 +85,8 @@ impl Default for Options {
             failpoints: Failpoints::none(),
             policy: Box::new(Lru::new()),
             replicas: 1,
+            hot_replicas: 0,
+            rebalance_mib_s: REBALANCE_MIB_S,
         }
     }
 }

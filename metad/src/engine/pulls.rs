@@ -2,7 +2,7 @@
 
 use harbour_metad_client::v1;
 
-use super::{Around, Effects, Engine, collect::Reach, state::Pull};
+use super::{Around, Effects, Engine, state::Pull};
 use crate::{
     error::{Error, text},
     store::{PullRow, Sync, Tx},
@@ -59,6 +59,7 @@ impl Engine {
             what: request.what.clone(),
             host: request.host.clone(),
             pid: request.pid,
+            replicas: super::commit::replicas(request.replicas)?,
         };
         self.change(
             &mut state,
@@ -104,7 +105,7 @@ impl Engine {
                 reference.pull
             )));
         }
-        let reach = Reach::of(&state, self.now_ms());
+        let reach = self.reach(&state);
         self.change(
             &mut state,
             Sync::Process,
@@ -123,7 +124,7 @@ impl Engine {
     /// Undoes one pull whose lease ended.
     pub(super) fn expire_pull(&self, state: &mut super::State, pull: u64) -> Result<(), Error> {
         let now_ms = self.now_ms();
-        let reach = Reach::of(state, now_ms);
+        let reach = self.reach(state);
         let how = End::Silent {
             not_before_ms: now_ms + self.options.timing.pull_lease_ms,
         };

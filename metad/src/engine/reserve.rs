@@ -8,12 +8,13 @@ use super::{
     Around, Engine,
     donors::Tokens,
     evict::{Asked, Room, exhausted},
+    nodes::same_place,
     state::State,
 };
 use crate::{
     error::{Error, Hash, hash},
     policy::Weight,
-    space::{Book, Place, held},
+    space::{Ask, Book, Place, held},
     store::{ExtentRow, PackRow, Sync},
 };
 
@@ -22,6 +23,9 @@ pub(super) const PACK_MAX: u32 = 4 << 20;
 
 /// Times that one call makes room and tries again.
 const ROUNDS: usize = 8;
+
+/// Donors that a writer may want to avoid: all that there can be.
+const AVOID_MAX: usize = 256;
 
 /// What came of asking for space.
 #[derive(Debug)]
@@ -47,7 +51,20 @@ enum Slot {
         row: Option<PackRow>,
         stale: Vec<ExtentRow>,
         places: Vec<Place>,
+        /// Replicas that are wanted of it.
+        want: u32,
     },
+}
+
+/// How far places were found.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Found {
+    All,
+    /// Some packs have fewer places than replicas are wanted, for so many bytes and packs, because
+    /// these donors are full.
+    Fewer(Asked, HashSet<u64>),
+    /// Some pack has none, and none keeps any.
+    None,
 }
 
 /// Reads a list of packs of bounded length, each once.
@@ -92,18 +109,39 @@ impl Engine {
         may_wait: bool,
     ) -> Result<Reserving, Error> {
         let packs = wanted(&request.packs)?;
+        if request.avoid.len() > AVOID_MAX {
+            return Err(Error::Invalid(format!(
+                "{} donors to avoid, at most {AVOID_MAX} are allowed",
+                request.avoid.len()
+            )));
+        }
         let mut state = self.lock();
+        let mut fewer_will_do = false;
         for _ in 0..ROUNDS {
             let now_ms = self.now_ms();
             let pull = state.pull(request.pull.as_ref(), now_ms)?;
             let mut slots = self.slots(&state, pull, &packs)?;
             let bytes: u64 = slots.iter().map(Slot::wanted_bytes).sum();
-            if self.place(&mut state, &mut slots)? {
-                return self
-                    .write_reservation(&mut state, pull, slots)
-                    .map(Reserving::Done);
-            }
             let keep: HashSet<u64> = slots.iter().filter_map(Slot::known).collect();
+            let found = self.place(&mut state, &mut slots, &request.avoid)?;
+            match found {
+                Found::Fewer(asked, full) if !fewer_will_do => {
+                    // Once: what is least worth on the full donors makes room, but no reader is
+                    // waited for, and no pull fails for want of a second replica.
+                    fewer_will_do = true;
+                    give_up(&mut state, &mut slots);
+                    match self.make_room_on(&mut state, asked, &keep, &full) {
+                        Ok(()) | Err(Error::Exhausted(_)) => continue,
+                        Err(error) => return Err(error),
+                    }
+                }
+                Found::All | Found::Fewer(..) => {
+                    return self
+                        .write_reservation(&mut state, pull, slots)
+                        .map(Reserving::Done);
+                }
+                Found::None => {}
+            }
             let asked = Asked {
                 bytes,
                 packs: packs.len(),
@@ -127,6 +165,54 @@ impl Engine {
         }
     }
 
+    /// Takes reserved extents back that their pull could not write to. One that is gone already is
+    /// no error.
+    pub fn give_back(&self, request: &v1::GiveBackRequest) -> Result<v1::GiveBackReply, Error> {
+        let digest = hash(&request.pack, "a pack's name")?;
+        if request.extents.len() > AVOID_MAX {
+            return Err(Error::Invalid(format!(
+                "{} extents of one pack, at most {AVOID_MAX}",
+                request.extents.len()
+            )));
+        }
+        let now_ms = self.now_ms();
+        let mut state = self.lock();
+        let pull = state.pull(request.pull.as_ref(), now_ms)?;
+        let read = state.writer.read();
+        let Some(pack) = read.pack(&digest)? else {
+            return Ok(v1::GiveBackReply { left: 0 });
+        };
+        let (gone, left): (Vec<_>, Vec<_>) = read
+            .extents_of_pack(pack.id)?
+            .into_iter()
+            .filter(|extent| extent.pull == Some(pull))
+            .partition(|extent| {
+                request
+                    .extents
+                    .iter()
+                    .any(|told| same_place(told, &extent.place))
+            });
+        let why: String = request.why.chars().filter(|c| !c.is_control()).collect();
+        for extent in &gone {
+            let why: String = why.chars().take(200).collect();
+            tracing::warn!(
+                donor = extent.place.donor,
+                pull,
+                why,
+                "cannot be written to"
+            );
+        }
+        // What was sent may still arrive.
+        let late = Some(now_ms + self.options.timing.longest_write_ms());
+        self.change(&mut state, Sync::Process, None, |tx, effects| {
+            gone.iter()
+                .try_for_each(|extent| effects.free_reserved(tx, extent, late))
+        })?;
+        Ok(v1::GiveBackReply {
+            left: u32::try_from(left.len()).unwrap_or(u32::MAX),
+        })
+    }
+
     fn slots(&self, state: &State, pull: u64, packs: &[(Hash, u32)]) -> Result<Vec<Slot>, Error> {
         let read = state.writer.read();
         let live = |extent: &ExtentRow| {
@@ -135,6 +221,7 @@ impl Engine {
                 .get(&extent.place.donor)
                 .is_some_and(|donor| donor.live)
         };
+        let asked = self.replicas_of_pull(state, pull);
         let mut slots = Vec::with_capacity(packs.len());
         for &(digest, len) in packs {
             let row = read.pack(&digest)?;
@@ -154,6 +241,7 @@ impl Engine {
                     row: None,
                     stale: Vec::new(),
                     places: Vec::new(),
+                    want: asked,
                 });
                 continue;
             };
@@ -173,6 +261,7 @@ impl Engine {
                     row: Some(row),
                     stale,
                     places: Vec::new(),
+                    want: asked.max(read.wanted_replicas(row.id, self.options.replicas)?),
                 }
             } else {
                 Slot::Again(row, usable, stale)
@@ -181,14 +270,17 @@ impl Engine {
         Ok(slots)
     }
 
-    /// Finds places for all new packs; when one does not fit, none keeps any.
-    fn place(&self, state: &mut State, slots: &mut [Slot]) -> Result<bool, Error> {
+    /// Finds places for all new packs; when one does not fit anywhere, none keeps any.
+    fn place(&self, state: &mut State, slots: &mut [Slot], avoid: &[u64]) -> Result<Found, Error> {
+        let mut short = Asked { bytes: 0, packs: 0 };
+        let mut full = HashSet::new();
         for at in 0..slots.len() {
             let Slot::New {
                 digest,
                 len,
                 row,
                 places,
+                want,
                 ..
             } = &mut slots[at]
             else {
@@ -207,21 +299,36 @@ impl Engine {
                 give_up(state, slots);
                 return Err(Error::Exhausted(refused));
             }
-            let mut avoid = Vec::new();
-            for _ in 0..self.options.replicas.max(1) {
-                // More replicas than donors have room for is not worth failing a pull.
-                let Some(place) = state.space.reserve(*len, &avoid) else {
+            let mut holders = Vec::new();
+            for _ in 0..(*want).max(1) {
+                let ask = Ask {
+                    len: *len,
+                    holders: &holders,
+                    avoid,
+                    headroom: false,
+                };
+                let Some(place) = state.space.reserve(ask) else {
+                    let without = state.space.without_room(ask);
+                    if !holders.is_empty() && !without.is_empty() {
+                        short.bytes += held(*len);
+                        short.packs += 1;
+                        full.extend(without);
+                    }
                     break;
                 };
-                avoid.push(place.donor);
+                holders.push(place.donor);
                 places.push(place);
             }
             if places.is_empty() {
                 give_up(state, slots);
-                return Ok(false);
+                return Ok(Found::None);
             }
         }
-        Ok(true)
+        Ok(if short.packs == 0 {
+            Found::All
+        } else {
+            Found::Fewer(short, full)
+        })
     }
 
     fn write_reservation(
@@ -244,6 +351,7 @@ impl Engine {
                         row,
                         stale,
                         places,
+                        ..
                     } => {
                         let id = match row {
                             Some(row) => row.id,

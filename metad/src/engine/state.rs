@@ -2,12 +2,12 @@
 
 use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 
-use super::{Timing, effects::Effects, nodes::Budget};
+use super::{Timing, copies::Copies, effects::Effects, nodes::Budget};
 use crate::{
     error::{Error, Hash},
     policy::Policy,
-    space::{Book, Space},
-    store::{DonorRow, PullRow, QuarantineRow, Writer},
+    space::{Book, Place, Space},
+    store::{DonorRow, ExtentRow, PullRow, QuarantineRow, Writer},
 };
 
 /// Freed packs that are remembered for nodes that lag; one that lags more forgets everything.
@@ -31,6 +31,10 @@ pub(super) struct DonorLease {
     pub(super) live: bool,
     /// It spoke since this daemon started.
     pub(super) heard: bool,
+    /// It wants to leave: it gets nothing new.
+    pub(super) draining: bool,
+    /// What it may still call lost as the maker of copies.
+    pub(super) lost: Budget,
 }
 
 /// A node's lease.
@@ -59,6 +63,7 @@ pub(super) struct State {
     pub(super) pulls: BTreeMap<u64, Pull>,
     pub(super) donors: BTreeMap<u64, DonorLease>,
     pub(super) nodes: HashMap<u64, Node>,
+    pub(super) copies: Copies,
     pub(super) quarantine: Vec<Held>,
     freed_log: VecDeque<(u64, Hash)>,
     /// Newest generation that is no longer whole in the log.
@@ -90,6 +95,7 @@ impl State {
             pulls: BTreeMap::new(),
             donors: BTreeMap::new(),
             nodes: HashMap::new(),
+            copies: Copies::new(now_ms),
             quarantine: Vec::new(),
             freed_log: VecDeque::new(),
             freed_floor: freed,
@@ -123,6 +129,8 @@ impl State {
             expires_ms: now + timing.donor_lease_ms + timing.grace_ms,
             live: donor.live,
             heard: false,
+            draining: donor.draining,
+            lost: Budget::full(now),
         };
         self.donors.insert(donor.id, lease);
     }
@@ -152,6 +160,7 @@ impl State {
             .values_mut()
             .for_each(|node| node.expires_ms += missed);
         self.nodes_unknown_until_ms += missed;
+        self.copies.catch_up(missed);
         for donor in self.donors.values_mut() {
             donor.expires_ms += missed;
             donor.heard_ms += missed;
@@ -163,11 +172,24 @@ impl State {
 
     /// Does in memory what a transaction did in the store; gives the index files to delete.
     pub(super) fn apply(&mut self, effects: Effects) -> Vec<Hash> {
+        if effects.changes_places() {
+            self.copies.look_again();
+        }
+        for task in &effects.ended {
+            self.copies.under_way.remove(task);
+        }
         for (place, book) in &effects.freed {
             self.space.free(place, *book);
         }
         for place in &effects.used {
             self.space.shift(place, Book::Reserved, Book::Used);
+        }
+        for (donor, region) in &effects.retired {
+            self.quarantine
+                .retain(|held| (held.row.place.donor, held.row.place.region) != (*donor, *region));
+            if !self.space.remove_region(*donor, *region) {
+                tracing::error!(donor, region, "a retired region is not empty");
+            }
         }
         if let Some(generation) = effects.freed_generation() {
             self.freed_log
@@ -197,6 +219,32 @@ impl State {
             .iter()
             .for_each(|(pack, weight)| self.policy.inserted(*pack, *weight));
         effects.files
+    }
+
+    /// Everything of a donor that lies or is to lie somewhere: these extents, quarantine and copies.
+    pub(super) fn places_of(&self, donor: u64, extents: &[ExtentRow]) -> Vec<Place> {
+        let extents = extents.iter().map(|extent| extent.place);
+        let waiting = self.quarantine.iter().map(|held| held.row.place);
+        let copies = self.copies.under_way.values().map(|copy| copy.row.place);
+        let all = extents.chain(waiting).chain(copies);
+        all.filter(|place| place.donor == donor).collect()
+    }
+
+    /// What is in quarantine in a region.
+    pub(super) fn waiting_in(&self, donor: u64, region: u32) -> Vec<Place> {
+        let waiting = self.quarantine.iter().map(|held| held.row.place);
+        waiting
+            .filter(|place| (place.donor, place.region) == (donor, region))
+            .collect()
+    }
+
+    /// Forgets the copies of a donor whose memory is lost; the store has done so.
+    pub(super) fn drop_copies_of(&mut self, donor: u64) {
+        let copies = &mut self.copies;
+        copies
+            .under_way
+            .retain(|_, copy| copy.row.place.donor != donor);
+        copies.look_again();
     }
 
     /// Packs freed after a generation; `None` when they are too many to tell.

@@ -1,5 +1,7 @@
 //! Figures for people and for metrics.
 
+use std::sync::atomic::Ordering;
+
 use harbour_metad_client::v1;
 
 use super::Engine;
@@ -56,6 +58,19 @@ impl Engine {
             database_bytes: self.store.database_bytes(),
             version: env!("CARGO_PKG_VERSION").into(),
             uptime_ms: now_ms.saturating_sub(state.started_ms),
+            replicas_wanted: state.copies.standings.wanted,
+            replicas_missing: state.copies.standings.missing,
+            packs_short: state.copies.standings.short,
+            packs_lost: state.copies.standings.lost,
+            copies_running: u32::try_from(state.copies.under_way.len()).unwrap_or(u32::MAX),
+            copies_done: state.copies.done,
+            copies_failed: state.copies.failures,
+            copied_bytes: state.copies.bytes,
+            moved_bytes: state.copies.moved_bytes,
+            rebalancing: state.copies.rebalancing,
+            pool_reads: self.reads.load(Ordering::Relaxed),
+            pool_misses: self.misses.load(Ordering::Relaxed),
+            replicas_default: self.options.replicas,
         })
     }
 

@@ -1,8 +1,12 @@
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 mod catalogue;
+mod copies;
 mod donors;
 mod eviction;
 mod model;
 mod pulls;
+mod rebalance;
+mod replicas;
+mod resize;
 mod world;

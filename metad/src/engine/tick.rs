@@ -4,10 +4,11 @@ use super::Engine;
 use crate::error::Error;
 
 impl Engine {
-    /// To be called a few times a second. Ends what has run out, and collects.
+    /// To be called a few times a second. Ends what has run out, collects, and plans copies.
     pub fn tick(&self) -> Result<(), Error> {
         self.end_leases()?;
         self.collect_now()?;
+        self.replicate()?;
         let mut state = self.lock();
         let freed = self.release(&mut state)?;
         drop(state);
@@ -42,6 +43,7 @@ impl Engine {
         for id in silent.map(|(id, _)| *id).collect::<Vec<_>>() {
             self.set_live(&mut state, id, false)?;
         }
+        self.expire_copies(&mut state, now_ms)?;
         let forget_ms = self.options.timing.donor_forget_ms;
         let gone = state
             .donors

@@ -7,7 +7,14 @@ use super::{Key, Policy, Weight};
 /// Gives up what was not read for the longest time, as many packs as the bytes need.
 #[derive(Debug)]
 pub struct Lru {
-    packs: LruCache<Key, Weight>,
+    packs: LruCache<Key, Kept>,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Kept {
+    weight: Weight,
+    /// Halved with every [`Policy::cool`].
+    reads: u32,
 }
 
 impl Lru {
@@ -36,27 +43,43 @@ impl Policy for Lru {
     }
 
     fn inserted(&mut self, key: Key, weight: Weight) {
-        self.packs.put(key, weight);
+        let reads = self.packs.peek(&key).map_or(0, |kept| kept.reads);
+        self.packs.put(key, Kept { weight, reads });
     }
 
-    fn hit(&mut self, key: Key, _: u32) {
-        self.packs.promote(&key);
+    fn hit(&mut self, key: Key, reads: u32) {
+        if let Some(kept) = self.packs.get_mut(&key) {
+            kept.reads = kept.reads.saturating_add(reads);
+        }
     }
 
     fn removed(&mut self, key: Key) {
         self.packs.pop(&key);
     }
 
+    fn hot(&self, reads: u32, most: usize) -> Vec<Key> {
+        let packs = self.packs.iter();
+        packs
+            .filter(|(_, kept)| kept.reads >= reads)
+            .take(most)
+            .map(|(key, _)| *key)
+            .collect()
+    }
+
+    fn cool(&mut self) {
+        self.packs.iter_mut().for_each(|(_, kept)| kept.reads /= 2);
+    }
+
     fn victims(&mut self, bytes: u64, spared: &mut dyn FnMut(Key) -> bool) -> Vec<Key> {
         let mut victims = Vec::new();
         let mut sum = 0;
         // From the least recent: the iterator starts at the other end.
-        for (key, weight) in self.packs.iter().rev() {
+        for (key, kept) in self.packs.iter().rev() {
             if sum >= bytes {
                 break;
             }
             if !spared(*key) {
-                sum += weight.bytes;
+                sum += kept.weight.bytes;
                 victims.push(*key);
             }
         }
@@ -95,6 +118,22 @@ mod tests {
         ] {
             assert_eq!(filled().victims(bytes, &mut |_| false), want, "{bytes}");
         }
+    }
+
+    #[test]
+    fn what_is_read_often_is_hot_until_it_cools() {
+        let mut lru = filled();
+        lru.hit(2, 8);
+        lru.hit(4, 3);
+        lru.hit(4, 5);
+        lru.hit(5, 7);
+        assert_eq!(lru.hot(8, 9), [4, 2]);
+        assert_eq!(lru.hot(8, 1), [4]);
+        lru.inserted(2, Weight { bytes: 1, cost: 0 });
+        assert_eq!(lru.hot(8, 9), [2, 4], "told again is not forgotten");
+        lru.cool();
+        assert_eq!(lru.hot(4, 9), [2, 4]);
+        assert_eq!(lru.hot(5, 9), Vec::<Key>::new());
     }
 
     #[test]

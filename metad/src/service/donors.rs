@@ -41,6 +41,39 @@ impl Donors for Service {
         self.call("Donors.Leave", Lane::Write, work).await
     }
 
+    async fn resize(
+        &self,
+        request: Request<v1::ResizeDonor>,
+    ) -> Result<Response<v1::DonorLease>, Status> {
+        let request = request.into_inner();
+        self.call("Donors.Resize", Lane::Lease, move |engine| {
+            engine.donor_resize(&request)
+        })
+        .await
+    }
+
+    async fn copied(
+        &self,
+        request: Request<v1::CopiedReport>,
+    ) -> Result<Response<v1::DonorLease>, Status> {
+        let request = request.into_inner();
+        self.call("Donors.Copied", Lane::Lease, move |engine| {
+            engine.copied(&request)
+        })
+        .await
+    }
+
+    async fn list_objects(
+        &self,
+        request: Request<v1::ListObjectsRequest>,
+    ) -> Result<Response<v1::ListObjectsReply>, Status> {
+        let request = request.into_inner();
+        self.call("Donors.ListObjects", Lane::Read, move |engine| {
+            engine.list_objects(&request)
+        })
+        .await
+    }
+
     async fn list(
         &self,
         _: Request<v1::ListDonorsRequest>,

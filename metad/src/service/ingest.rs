@@ -117,6 +117,17 @@ impl Ingest for Service {
         })
         .await
     }
+
+    async fn give_back(
+        &self,
+        request: Request<v1::GiveBackRequest>,
+    ) -> Result<Response<v1::GiveBackReply>, Status> {
+        let request = request.into_inner();
+        self.call("Ingest.GiveBack", Lane::Write, move |engine| {
+            engine.give_back(&request)
+        })
+        .await
+    }
 }
 
 impl Service {

@@ -66,6 +66,10 @@ impl Region {
         self.insert(start, end - start);
     }
 
+    pub(super) fn len(&self) -> u64 {
+        self.len
+    }
+
     pub(super) fn free_bytes(&self) -> u64 {
         self.by_offset.values().sum()
     }

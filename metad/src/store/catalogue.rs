@@ -101,7 +101,7 @@ impl Read<'_> {
     fn for_each_image(&self, mut take: impl FnMut(v1::Image)) -> Result<(), Error> {
         let mut ask = self.connection.prepare_cached(
             "SELECT i.id, n.registry, n.repository, n.tag, n.source, i.manifest, i.config, i.number,
-                 i.index_digest, x.len, i.index_packs, i.unpacked, i.platform, i.committed_ms
+                 i.index_digest, x.len, i.index_packs, i.unpacked, i.platform, i.committed_ms, i.replicas
              FROM names n JOIN images i ON i.id = n.image JOIN indexes x ON x.digest = i.index_digest
              ORDER BY n.registry, n.repository, n.tag",
         )?;
@@ -124,6 +124,7 @@ impl Read<'_> {
                 unpacked_bytes: from_sql(row.get(11)?),
                 platform: row.get(12)?,
                 committed_unix_ms: row.get(13)?,
+                replicas: row.get(14)?,
                 diff_ids: self.diff_ids(from_sql(row.get(0)?))?,
             });
         }

@@ -13,6 +13,12 @@ pub(crate) struct DonorRow {
     pub(crate) epoch: u64,
     pub(crate) addresses: Vec<String>,
     pub(crate) live: bool,
+    /// What fails together.
+    pub(crate) domain: String,
+    /// It wants to leave.
+    pub(crate) draining: bool,
+    /// One more than the largest region of its epoch, present and past.
+    pub(crate) regions_seen: u64,
     pub(crate) regions: Vec<RegionRow>,
 }
 
@@ -55,7 +61,9 @@ impl Read<'_> {
     pub(crate) fn donor(&self, id: u64) -> Result<Option<DonorRow>, Error> {
         let mut ask = self
             .connection
-            .prepare_cached("SELECT name, epoch, addresses, live FROM donors WHERE id = ?1")?;
+            .prepare_cached(
+            "SELECT name, epoch, addresses, live, domain, draining, regions_seen FROM donors WHERE id = ?1",
+        )?;
         let donor = ask
             .query_row([to_sql(id)], |row| {
                 let addresses: String = row.get(2)?;
@@ -65,6 +73,9 @@ impl Read<'_> {
                     epoch: from_sql(row.get(1)?),
                     addresses: addresses.lines().map(str::to_owned).collect(),
                     live: row.get(3)?,
+                    domain: row.get(4)?,
+                    draining: row.get(5)?,
+                    regions_seen: from_sql(row.get(6)?),
                     regions: Vec::new(),
                 })
             })
@@ -108,19 +119,32 @@ impl Tx<'_> {
         let addresses = donor.addresses.join("\n");
         let id = if donor.id == 0 {
             let mut add = self.connection.prepare_cached(
-                "INSERT INTO donors (name, epoch, addresses, live) VALUES (?1, ?2, ?3, ?4) RETURNING id",
+                "INSERT INTO donors (name, epoch, addresses, live, domain, draining, regions_seen)
+                 VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7) RETURNING id",
             )?;
-            let values = (&donor.name, to_sql(donor.epoch), &addresses, donor.live);
+            let values = (
+                &donor.name,
+                to_sql(donor.epoch),
+                &addresses,
+                donor.live,
+                &donor.domain,
+                donor.draining,
+                to_sql(donor.regions_seen),
+            );
             from_sql(add.query_row(values, |row| row.get(0))?)
         } else {
             let mut set = self.connection.prepare_cached(
-                "UPDATE donors SET epoch = ?2, addresses = ?3, live = ?4 WHERE id = ?1",
+                "UPDATE donors SET epoch = ?2, addresses = ?3, live = ?4, domain = ?5, draining = ?6,
+                     regions_seen = ?7 WHERE id = ?1",
             )?;
             set.execute((
                 to_sql(donor.id),
                 to_sql(donor.epoch),
                 &addresses,
                 donor.live,
+                &donor.domain,
+                donor.draining,
+                to_sql(donor.regions_seen),
             ))?;
             donor.id
         };
@@ -156,8 +180,23 @@ impl Tx<'_> {
         for sql in [
             "DELETE FROM extents WHERE donor = ?1",
             "DELETE FROM quarantine WHERE donor = ?1",
+            "DELETE FROM copies WHERE donor = ?1",
         ] {
             self.connection.prepare_cached(sql)?.execute([to_sql(id)])?;
+        }
+        Ok(())
+    }
+
+    /// Takes away everything that lay in one region of a donor, quarantine included.
+    pub(crate) fn empty_region(&self, id: u64, region: u32) -> Result<(), Error> {
+        for sql in [
+            "DELETE FROM extents WHERE donor = ?1 AND region = ?2",
+            "DELETE FROM quarantine WHERE donor = ?1 AND region = ?2",
+            "DELETE FROM copies WHERE donor = ?1 AND region = ?2",
+        ] {
+            self.connection
+                .prepare_cached(sql)?
+                .execute((to_sql(id), region))?;
         }
         Ok(())
     }

@@ -16,6 +16,8 @@ pub(crate) struct ImageRow {
     pub(crate) unpacked: u64,
     pub(crate) platform: String,
     pub(crate) committed_ms: i64,
+    /// Wanted of each of its packs; 0 for the default.
+    pub(crate) replicas: u32,
 }
 
 /// A name.
@@ -34,6 +36,14 @@ impl Read<'_> {
         )?;
         let row = |row: &Row<'_>| Ok((from_sql(row.get(0)?), row.get(1)?));
         Ok(ask.query_row([manifest], row).optional()?)
+    }
+
+    /// Replicas that are wanted of each pack of an image; 0 for the default.
+    pub(crate) fn image_replicas(&self, image: u64) -> Result<u32, Error> {
+        let mut ask = self
+            .connection
+            .prepare_cached("SELECT replicas FROM images WHERE id = ?1")?;
+        Ok(ask.query_row([to_sql(image)], |row| row.get(0))?)
     }
 
     /// Whether every pack of an image has a live replica.
@@ -75,8 +85,8 @@ impl Tx<'_> {
     pub(crate) fn add_image(&self, image: &ImageRow, layers: &[u64]) -> Result<u64, Error> {
         let mut add = self.connection.prepare_cached(
             "INSERT INTO images (number, state, manifest, config, index_digest, index_packs, unpacked,
-                 platform, committed_ms)
-             VALUES (?1, 1, ?2, ?3, ?4, ?5, ?6, ?7, ?8) RETURNING id",
+                 platform, committed_ms, replicas)
+             VALUES (?1, 1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9) RETURNING id",
         )?;
         let id: i64 = add.query_row(
             (
@@ -88,6 +98,7 @@ impl Tx<'_> {
                 to_sql(image.unpacked),
                 &image.platform,
                 image.committed_ms,
+                image.replicas,
             ),
             |row| row.get(0),
         )?;
@@ -98,6 +109,14 @@ impl Tx<'_> {
             add.execute((id, to_sql(seq as u64), to_sql(*layer)))?;
         }
         Ok(from_sql(id))
+    }
+
+    /// Replicas that are wanted of each pack of an image from now on.
+    pub(crate) fn set_image_replicas(&self, image: u64, replicas: u32) -> Result<(), Error> {
+        self.connection
+            .prepare_cached("UPDATE images SET replicas = ?2 WHERE id = ?1")?
+            .execute((to_sql(image), replicas))?;
+        Ok(())
     }
 
     /// A pack that an image refers to.

@@ -69,7 +69,7 @@ fn extent_row(row: &Row<'_>) -> rusqlite::Result<ExtentRow> {
     })
 }
 
-fn place_row(row: &Row<'_>, first: usize) -> rusqlite::Result<Place> {
+pub(super) fn place_row(row: &Row<'_>, first: usize) -> rusqlite::Result<Place> {
     Ok(Place {
         donor: from_sql(row.get(first)?),
         region: row.get(first + 1)?,

@@ -16,6 +16,8 @@ pub(crate) struct PullRow {
     pub(crate) what: String,
     pub(crate) host: String,
     pub(crate) pid: u32,
+    /// Wanted of each pack that it writes; 0 for the default.
+    pub(crate) replicas: u32,
 }
 
 /// A pull that was committed.
@@ -32,7 +34,7 @@ impl Read<'_> {
     pub(crate) fn pulls(&self) -> Result<Vec<PullRow>, Error> {
         let mut ask = self
             .connection
-            .prepare_cached("SELECT id, token, what, host, pid FROM pulls ORDER BY id")?;
+            .prepare_cached("SELECT id, token, what, host, pid, replicas FROM pulls ORDER BY id")?;
         let rows = ask.query_map([], |row| {
             Ok(PullRow {
                 id: from_sql(row.get(0)?),
@@ -40,6 +42,7 @@ impl Read<'_> {
                 what: row.get(2)?,
                 host: row.get(3)?,
                 pid: row.get(4)?,
+                replicas: row.get(5)?,
             })
         })?;
         Ok(rows.collect::<Result<_, _>>()?)
@@ -80,7 +83,7 @@ impl Tx<'_> {
     /// A new pull.
     pub(crate) fn add_pull(&self, pull: &PullRow) -> Result<(), Error> {
         let mut add = self.connection.prepare_cached(
-            "INSERT INTO pulls (id, token, what, host, pid) VALUES (?1, ?2, ?3, ?4, ?5)",
+            "INSERT INTO pulls (id, token, what, host, pid, replicas) VALUES (?1, ?2, ?3, ?4, ?5, ?6)",
         )?;
         add.execute((
             to_sql(pull.id),
@@ -88,6 +91,7 @@ impl Tx<'_> {
             &pull.what,
             &pull.host,
             pull.pid,
+            pull.replicas,
         ))?;
         Ok(())
     }

@@ -102,7 +102,11 @@ impl Read<'_> {
                 epoch: from_sql(row.get(1)?),
             })
         })?;
-        Ok(rows.collect::<Result<_, _>>()?)
+        let mut replicas: Vec<Replica> = rows.collect::<Result<_, _>>()?;
+        // Readers take the first: so that not all of them go to the same donor for all packs.
+        let turn = usize::from(pack[0]).checked_rem(replicas.len());
+        replicas.rotate_left(turn.unwrap_or(0));
+        Ok(replicas)
     }
 
     /// Sums for the status.

@@ -7,7 +7,7 @@ use rusqlite::{Connection, TransactionBehavior};
 use crate::error::Error;
 
 /// One entry for each version; never changed once released.
-const MIGRATIONS: &[&str] = &[V1, V2];
+const MIGRATIONS: &[&str] = &[V1, V2, V3];
 
 /// States of a layer or image row: 0 staged by a pull, 1 visible, 2 out of sight and held by a
 /// reader. Extents with a pull are reserved, without one they are committed.
@@ -194,6 +194,31 @@ CREATE VIEW live_extents AS
 const V2: &str = "
 ALTER TABLE regions ADD COLUMN read_token BLOB NOT NULL DEFAULT x'';
 ALTER TABLE regions ADD COLUMN write_token BLOB NOT NULL DEFAULT x'';
+";
+
+/// Several donors: who fails together, who wants to leave, how many replicas are wanted, and copies
+/// under way. `regions_seen` is one more than the largest region that a donor had in its epoch.
+const V3: &str = "
+ALTER TABLE donors ADD COLUMN domain TEXT NOT NULL DEFAULT '';
+ALTER TABLE donors ADD COLUMN draining INTEGER NOT NULL DEFAULT 0;
+ALTER TABLE donors ADD COLUMN regions_seen INTEGER NOT NULL DEFAULT 0;
+UPDATE donors SET regions_seen = coalesce((SELECT max(region) + 1 FROM regions WHERE donor = donors.id), 0);
+ALTER TABLE pulls ADD COLUMN replicas INTEGER NOT NULL DEFAULT 0;
+ALTER TABLE images ADD COLUMN replicas INTEGER NOT NULL DEFAULT 0;
+CREATE TABLE copies (
+    id INTEGER PRIMARY KEY,
+    pack INTEGER NOT NULL REFERENCES packs (id),
+    donor INTEGER NOT NULL REFERENCES donors (id),
+    region INTEGER NOT NULL,
+    off INTEGER NOT NULL,
+    len INTEGER NOT NULL,
+    UNIQUE (donor, region, off)
+) STRICT;
+CREATE INDEX copies_pack ON copies (pack);
+CREATE VIEW staying_extents AS
+    SELECT e.id, e.pack, e.donor
+    FROM extents e JOIN donors d ON d.id = e.donor
+    WHERE e.pull IS NULL AND d.live = 1 AND d.draining = 0;
 ";
 
 /// Brings the database at `path` to this program's version, one transaction a step.

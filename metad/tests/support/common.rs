@@ -100,7 +100,6 @@ pub(crate) async fn donor(client: &Client, name: &str, epoch: u64, len: u64) -> 
         regions: vec![v1::Region {
             id: 0,
             len,
-            huge_pages: false,
             ..Default::default()
         }],
         ..Default::default()
@@ -119,6 +118,7 @@ pub(crate) async fn begin(client: &Client) -> v1::PullRef {
         what: "x".into(),
         host: "h".into(),
         pid: 1,
+        ..Default::default()
     };
     let lease = client.begin(request).await.unwrap();
     v1::PullRef {
@@ -138,6 +138,7 @@ pub(crate) async fn pull_image(client: &Client, name: &str, number: u32, objects
         .reserve(v1::ReserveRequest {
             pull: Some(pull),
             packs: packs.clone(),
+            ..Default::default()
         })
         .await
         .unwrap();

@@ -1,6 +1,11 @@
 //! `harbour donor`: memory of this host for the pool.
 
-use std::{net::SocketAddr, path::Path, process::ExitCode, time::Duration};
+use std::{
+    net::SocketAddr,
+    path::Path,
+    process::ExitCode,
+    time::{Duration, Instant},
+};
 
 use harbour_metad_client::{Client, Error as ClientError, v1};
 use harbour_pool::{
@@ -16,6 +21,7 @@ use crate::{
     advertise::{self, Advertised},
     cli::DonorArgs,
     config,
+    mover::Mover,
     stop::Stop,
 };
 
@@ -45,6 +51,10 @@ pub(super) fn run(context: &Context, args: DonorArgs) -> anyhow::Result<ExitCode
     let donor = v1::Donor {
         name: name.clone(),
         epoch: server.epoch(),
+        failure_domain: keys
+            .failure_domain
+            .clone()
+            .unwrap_or_else(config::host_name),
         addresses: addresses(&server, &sockets),
         regions: regions(&server),
         ..v1::Donor::default()
@@ -132,7 +142,9 @@ impl Predecessor {
 /// Registers, renews, and registers again whenever metad has forgotten us; leaves at the end.
 async fn keep_lease(client: &Client, donor: &v1::Donor, replaces: Predecessor, stop: &Stop) {
     let mut id = None;
+    let mover = Mover::start(client);
     loop {
+        let asked = Instant::now();
         let answer = match id {
             None => {
                 client
@@ -157,6 +169,7 @@ async fn keep_lease(client: &Client, donor: &v1::Donor, replaces: Predecessor, s
                 if id.replace(lease.id).is_none() {
                     tracing::info!(donor = lease.id, "registered with metad");
                 }
+                mover.take(donor.epoch, &lease, asked);
                 Duration::from_millis(u64::from(lease.lease_ms) / 3).max(Duration::from_millis(50))
             }
             Err(error) => {

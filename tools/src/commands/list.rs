@@ -28,7 +28,7 @@ pub(super) fn images(context: &Context, args: &Listing) -> anyhow::Result<ExitCo
                     "number": image.number, "unpacked_bytes": image.unpacked_bytes,
                     "index_bytes": image.index.as_ref().map_or(0, |i| i.len_bytes),
                     "committed_unix_ms": image.committed_unix_ms,
-                    "platform": image.platform, "source": image.source,
+                    "platform": image.platform, "source": image.source, "replicas": image.replicas,
                     "rootfs": rootfs(context, image),
                 })
             })
@@ -142,8 +142,11 @@ pub(super) fn donors(context: &Context, args: &Listing) -> anyhow::Result<ExitCo
     let mut table = Table::new(&[
         "DONOR",
         "STATE",
+        "DOMAIN",
+        "REGIONS",
         "LENT",
         "USED",
+        "FREE",
         "HUGE PAGES",
         "HEARD",
         "OVER",
@@ -152,9 +155,12 @@ pub(super) fn donors(context: &Context, args: &Listing) -> anyhow::Result<ExitCo
     for donor in &reply.donors {
         table.row(vec![
             donor.name.clone(),
-            if donor.live { "live" } else { "silent" }.to_owned(),
+            donor_state(donor).to_owned(),
+            donor.failure_domain.clone(),
+            donor.regions.len().to_string(),
             Size(donor.regions.iter().map(|r| r.len).sum()).to_string(),
             Size(donor.used_bytes).to_string(),
+            Size(donor.free_bytes).to_string(),
             if donor.regions.iter().any(|r| r.huge_pages) {
                 "yes"
             } else {
@@ -175,6 +181,14 @@ pub(super) fn transport<'a>(donor: &v1::Donor, node: &'a serde_json::Value) -> O
     node["transports"][donor.id.to_string()].as_str()
 }
 
+pub(super) fn donor_state(donor: &v1::Donor) -> &'static str {
+    match (donor.live, donor.draining) {
+        (false, _) => "silent",
+        (true, true) => "draining",
+        (true, false) => "live",
+    }
+}
+
 /// A donor as listings show it, seen from the node of this host.
 pub(super) fn donor_json(donor: &v1::Donor, node: &serde_json::Value) -> serde_json::Value {
     json!({
@@ -183,6 +197,10 @@ pub(super) fn donor_json(donor: &v1::Donor, node: &serde_json::Value) -> serde_j
         "huge_pages": donor.regions.iter().any(|r| r.huge_pages),
         "heard_ms_ago": donor.heard_ms_ago, "addresses": donor.addresses,
         "transport": transport(donor, node),
+        "failure_domain": donor.failure_domain, "draining": donor.draining, "free_bytes": donor.free_bytes,
+        "regions": donor.regions.iter().map(|r| json!({
+            "id": r.id, "len_bytes": r.len, "huge_pages": r.huge_pages,
+        })).collect::<Vec<_>>(),
     })
 }
 

@@ -20,6 +20,10 @@ pub(super) fn run(context: &Context, args: MetadArgs) -> anyhow::Result<ExitCode
             context.places.metad_socket(),
         )
     };
+    let options = &mut config.options;
+    options.replicas = keys.replicas.unwrap_or(options.replicas);
+    options.hot_replicas = keys.hot_replicas.unwrap_or(options.hot_replicas);
+    options.rebalance_mib_s = keys.rebalance_mib_s.unwrap_or(options.rebalance_mib_s);
     config.options.failpoints = crate::failpoint::of_metad()?;
     context.runtime()?.block_on(async {
         let stop = Stop::on_signals()?;

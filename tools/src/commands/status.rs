@@ -65,6 +65,7 @@ fn metad_json(status: &v1::StatusReply) -> Value {
         "images": status.images, "layers": status.layers, "objects": status.objects, "packs": status.packs,
         "logical_bytes": status.logical_bytes, "evictions": status.evictions,
         "database_bytes": status.database_bytes,
+        "replicas": replicas_json(status),
         "pulls": status.pulls.iter().map(|pull| json!({
             "pull": pull.pull, "what": pull.what, "host": pull.host, "pid": pull.pid,
             "reserved_bytes": pull.reserved_bytes, "expires_ms": pull.expires_ms,
@@ -74,6 +75,42 @@ fn metad_json(status: &v1::StatusReply) -> Value {
             "acknowledged_generation": node.acknowledged_generation, "held": node.held,
         })).collect::<Vec<_>>(),
     })
+}
+
+fn replicas_json(status: &v1::StatusReply) -> Value {
+    json!({
+        "default": status.replicas_default,
+        "wanted": status.replicas_wanted, "missing": status.replicas_missing,
+        "packs_short": status.packs_short, "packs_lost": status.packs_lost,
+        "copies_running": status.copies_running, "copies_done": status.copies_done,
+        "copies_failed": status.copies_failed, "copied_bytes": status.copied_bytes,
+        "moved_bytes": status.moved_bytes, "rebalancing": status.rebalancing,
+        "pool_reads": status.pool_reads, "pool_misses": status.pool_misses,
+    })
+}
+
+/// What is missing of what images want, and what is done about it; nothing to say when all is well.
+fn replicas_text(status: &v1::StatusReply) -> String {
+    let mut text = String::new();
+    if status.replicas_missing > 0 {
+        text += &format!(
+            "replicas      {} of {} missing: {} packs have too few, {} have none (a read fetches them again)\n",
+            status.replicas_missing, status.replicas_wanted, status.packs_short, status.packs_lost
+        );
+    }
+    if status.copies_running > 0 || status.rebalancing {
+        text += &format!(
+            "copies        {} under way{}; {} copied since the start\n",
+            status.copies_running,
+            if status.rebalancing {
+                " to even the load"
+            } else {
+                ""
+            },
+            Size(status.copied_bytes)
+        );
+    }
+    text
 }
 
 fn free(status: &v1::StatusReply) -> u64 {
@@ -142,7 +179,7 @@ fn print(
         text += &format!(
             "donor         {}, {}, {} lent; {}\n",
             donor.name,
-            if donor.live { "live" } else { "silent" },
+            list::donor_state(donor),
             Size(donor.regions.iter().map(|region| region.len).sum()),
             match list::transport(donor, node) {
                 Some(transport) => format!("read over {transport} from here"),
@@ -150,6 +187,7 @@ fn print(
             }
         );
     }
+    text += &replicas_text(status);
     for pull in &status.pulls {
         text += &format!(
             "pull          {} by {} (process {}), {} reserved\n",

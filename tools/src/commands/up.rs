@@ -277,6 +277,9 @@ fn metad_flags(keys: &config::MetadKeys) -> Vec<OsString> {
     [
         flag("--listen", keys.listen),
         flag("--metrics", keys.metrics),
+        flag("--replicas", keys.replicas),
+        flag("--hot-replicas", keys.hot_replicas),
+        flag("--rebalance-mib-s", keys.rebalance_mib_s),
     ]
     .concat()
 }
@@ -290,6 +293,7 @@ fn donor_flags(keys: &config::DonorKeys) -> Vec<OsString> {
     [
         flag("--lend", keys.lend.map(|size| size.0)),
         flag("--donor-name", keys.donor_name.as_deref()),
+        flag("--failure-domain", keys.failure_domain.as_deref()),
         flag("--huge-pages", huge),
     ]
     .concat()

@@ -1,8 +1,9 @@
 //! One pull's lease at metad, and what is done under it.
 
 use std::{
+    collections::BTreeSet,
     sync::{
-        Arc,
+        Arc, Mutex, PoisonError,
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
     time::{Duration, Instant},
@@ -18,6 +19,9 @@ use crate::link::Link;
 
 /// Longest time for writing one pack into a donor's memory.
 const WRITE_LIMIT: Duration = Duration::from_secs(30);
+
+/// Times that space for one pack is asked for when donors fail.
+const STORE_TRIES: usize = 4;
 
 /// Longest time for space to be found, which may have to be freed and let go of by readers.
 pub const RESERVE_LIMIT: Duration = Duration::from_secs(40);
@@ -37,6 +41,9 @@ struct Inner {
     lost: Arc<AtomicBool>,
     failpoints: Failpoints,
     stored_bytes: AtomicU64,
+    /// Donors that could not be written to: this pull asks for no more space on them.
+    avoid: Mutex<BTreeSet<u64>>,
+    replicas: u32,
     renewal: tokio::task::JoinHandle<()>,
 }
 
@@ -48,11 +55,12 @@ impl Drop for Inner {
 
 impl Pull {
     /// Begins a pull of `what` and keeps its lease until the last clone is gone. `stopped` is the
-    /// caller's way to end it early.
+    /// caller's way to end it early; `replicas` what is wanted of each pack, 0 for metad's default.
     pub async fn begin(
         client: Client,
         link: Arc<Link>,
         what: &str,
+        replicas: u32,
         stopped: Arc<AtomicBool>,
         failpoints: Failpoints,
     ) -> Result<Self, IngestError> {
@@ -60,6 +68,7 @@ impl Pull {
             what: what.to_owned(),
             host: crate::config::host_name(),
             pid: std::process::id(),
+            replicas,
         };
         let lease = client.begin(request).await?;
         let pull = v1::PullRef {
@@ -84,6 +93,8 @@ impl Pull {
                 lost,
                 failpoints,
                 stored_bytes: AtomicU64::new(0),
+                avoid: Mutex::default(),
+                replicas,
                 renewal,
             }),
         })
@@ -97,6 +108,7 @@ impl Pull {
             client,
             link,
             what,
+            inner.replicas,
             Arc::clone(&inner.stopped),
             inner.failpoints.clone(),
         )
@@ -177,36 +189,114 @@ impl Pull {
             .collect()
     }
 
-    /// Puts one pack into the pool, unless it is there; tells whether it had to be written.
+    /// Puts one pack into the pool, unless it is there; tells whether it had to be written. A donor
+    /// that fails does not matter while another one takes a replica; metad makes up for it later.
     pub fn store_pack(&self, pack: &PackRef, bytes: &[u8]) -> Result<bool, IngestError> {
-        let request = v1::ReserveRequest {
-            pull: Some(self.inner.pull),
-            packs: vec![v1::PackWanted {
-                pack: pack.id.0.to_vec(),
-                len: pack.len,
-            }],
-        };
-        // A full pool frees space first, and readers have to let go of it.
-        let client = self.inner.client.with_timeout(RESERVE_LIMIT);
-        let reply = self.wait(client.reserve(request))?;
-        self.inner.link.learn(&reply.donors);
-        let [reserved] = reply.packs.as_slice() else {
-            return Err(IngestError::Bug(
-                "metad reserved another number of packs".into(),
-            ));
-        };
-        self.step("pull.reserved");
-        if reserved.present {
-            return Ok(false);
-        }
-        for extent in &reserved.extents {
-            self.write(extent, 0, bytes)?;
+        let mut tries = 0;
+        loop {
+            tries += 1;
+            let reserved = self.reserve_one(pack)?;
+            self.step("pull.reserved");
+            if reserved.present {
+                return Ok(false);
+            }
+            let failed = self.write_all(&reserved.extents, 0, bytes);
+            let written = reserved.extents.len() - failed.len();
+            let last = self.give_back(&pack.id.0, failed)?;
+            match last {
+                Some(error) if written == 0 && tries >= STORE_TRIES => return Err(error),
+                _ if written == 0 => self.check()?,
+                _ => break,
+            }
         }
         self.step("pull.stored");
         self.inner
             .stored_bytes
             .fetch_add(bytes.len() as u64, Ordering::Relaxed);
         Ok(true)
+    }
+
+    fn reserve_one(&self, pack: &PackRef) -> Result<v1::Reserved, IngestError> {
+        let request = v1::ReserveRequest {
+            pull: Some(self.inner.pull),
+            packs: vec![v1::PackWanted {
+                pack: pack.id.0.to_vec(),
+                len: pack.len,
+            }],
+            avoid: self.avoided(),
+        };
+        // A full pool frees space first, and readers have to let go of it.
+        let client = self.inner.client.with_timeout(RESERVE_LIMIT);
+        let reply = self.wait(client.reserve(request))?;
+        self.inner.link.learn(&reply.donors);
+        let reserved = reply.packs.into_iter().next();
+        reserved
+            .filter(|reserved| reserved.present || !reserved.extents.is_empty())
+            .ok_or_else(|| IngestError::Bug("metad reserved another number of packs".into()))
+    }
+
+    /// Donors that could not be written to.
+    pub fn avoided(&self) -> Vec<u64> {
+        let avoid = self.inner.avoid.lock();
+        let avoid = avoid.unwrap_or_else(PoisonError::into_inner);
+        avoid.iter().copied().collect()
+    }
+
+    /// Writes `bytes` at `offset` of every extent, at the same time when there are several; gives
+    /// those that failed, and why.
+    pub fn write_all(
+        &self,
+        extents: &[v1::Extent],
+        offset: u32,
+        bytes: &[u8],
+    ) -> Vec<(v1::Extent, IngestError)> {
+        let write = |extent: &v1::Extent| {
+            let outcome = self.write(extent, offset, bytes);
+            outcome.err().map(|error| (*extent, error))
+        };
+        let [first, others @ ..] = extents else {
+            return Vec::new();
+        };
+        std::thread::scope(|scope| {
+            let others: Vec<_> = others
+                .iter()
+                .map(|extent| (extent, scope.spawn(move || write(extent))))
+                .collect();
+            let mut failed: Vec<_> = write(first).into_iter().collect();
+            for (extent, other) in others {
+                let panicked = || IngestError::Bug("a writing thread panicked".into());
+                failed.extend(other.join().unwrap_or_else(|_| Some((*extent, panicked()))));
+            }
+            failed
+        })
+    }
+
+    /// Tells metad which extents of a pack could not be written, so that they are never taken for
+    /// replicas, and avoids their donors from now on. Gives the last error.
+    pub fn give_back(
+        &self,
+        pack: &[u8; 32],
+        failed: Vec<(v1::Extent, IngestError)>,
+    ) -> Result<Option<IngestError>, IngestError> {
+        let (extents, mut errors): (Vec<_>, Vec<_>) = failed.into_iter().unzip();
+        let Some(last) = errors.pop() else {
+            return Ok(None);
+        };
+        let why = crate::node::refill::chain(&last);
+        tracing::warn!(why, "a replica could not be written; its donor is avoided");
+        {
+            let avoid = self.inner.avoid.lock();
+            let mut avoid = avoid.unwrap_or_else(PoisonError::into_inner);
+            avoid.extend(extents.iter().map(|extent| extent.donor));
+        }
+        let request = v1::GiveBackRequest {
+            pull: Some(self.inner.pull),
+            pack: pack.to_vec(),
+            extents,
+            why,
+        };
+        self.wait(self.inner.client.give_back(request))?;
+        Ok(Some(last))
     }
 
     /// Writes `bytes` at `offset` of an extent that is reserved for this pull.

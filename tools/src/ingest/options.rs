@@ -51,6 +51,7 @@ pub fn options(flags: &PullKeys, file: &File, insecure: bool) -> anyhow::Result<
         platform,
         jobs: keys.jobs.unwrap_or(2).clamp(1, 64),
         limits,
+        replicas: keys.replicas.unwrap_or(0),
         source,
         failpoints: Failpoints::from_env(),
     })

@@ -34,6 +34,8 @@ pub struct PullOptions {
     pub jobs: usize,
     /// Limits of one layer.
     pub limits: DecodeLimits,
+    /// Replicas that are wanted of each pack; 0 for metad's default.
+    pub replicas: u32,
     /// How sources are reached.
     pub source: SourceOptions,
     /// Named steps where a test may end the process.
@@ -93,7 +95,15 @@ pub async fn pull(
             .map_err(source_error)?,
     );
     check_documents(&image, &what)?;
-    let lease = Pull::begin(client, link, &what, stopped, options.failpoints.clone()).await?;
+    let lease = Pull::begin(
+        client,
+        link,
+        &what,
+        options.replicas,
+        stopped,
+        options.failpoints.clone(),
+    )
+    .await?;
     let outcome = run(&lease, spec, &source, &image, options, &progress, begun).await;
     if outcome.is_err() {
         lease.stop();
@@ -174,6 +184,7 @@ async fn run(
         index_packs,
         unpacked_bytes,
         spec,
+        options.replicas,
     );
     lease.step("pull.committing");
     let generation = lease.client().commit(request).await?.generation;
@@ -365,6 +376,7 @@ fn commit_request(
     index_packs: Vec<index::PackRef>,
     unpacked_bytes: u64,
     spec: &SourceSpec,
+    replicas: u32,
 ) -> v1::CommitRequest {
     v1::CommitRequest {
         pull: Some(lease.reference()),
@@ -385,6 +397,7 @@ fn commit_request(
             committed_unix_ms: 0,
             platform: image.config.platform.to_string(),
             source: spec.to_string(),
+            replicas,
         }),
         manifest: Some(v1::Document {
             content: image.manifest.clone(),

@@ -6,7 +6,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
-    sync::Arc,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
 use harbour_image::{
@@ -99,15 +99,11 @@ async fn packs_of_snapshot(
         return Ok(0);
     }
     let plan = Plan::new(lease, snapshot, &lost).await?;
-    let extents = Arc::new(reserve(lease, &plan.lens).await?);
+    let targets = Arc::new(Targets::new(reserve(lease, &plan.lens).await?));
     for (id, bytes) in plan.index_parts {
-        let (lease, extents) = (lease.clone(), Arc::clone(&extents));
+        let (lease, targets) = (lease.clone(), Arc::clone(&targets));
         join(tokio::task::spawn_blocking(move || {
-            extents
-                .get(&id)
-                .into_iter()
-                .flatten()
-                .try_for_each(|extent| lease.write(extent, 0, &bytes))
+            targets.write(&lease, &id, 0, &bytes).map(drop)
         }))
         .await?;
     }
@@ -122,10 +118,10 @@ async fn packs_of_snapshot(
                 index_store::fetch(lease.client(), &reference, &descriptor.diff_id.to_string())
                     .await?;
             let bar = progress.layer(&descriptor);
-            let (lease, source, extents, limits) = (
+            let (lease, source, targets, limits) = (
                 lease.clone(),
                 source.clone(),
-                Arc::clone(&extents),
+                Arc::clone(&targets),
                 options.limits.clone(),
             );
             join(tokio::task::spawn_blocking(move || {
@@ -134,7 +130,7 @@ async fn packs_of_snapshot(
                     &source,
                     &descriptor,
                     index,
-                    &extents,
+                    &targets,
                     &limits,
                     bar.as_ref(),
                 )
@@ -276,6 +272,7 @@ async fn reserve(
             .reserve(v1::ReserveRequest {
                 pull: Some(lease.reference()),
                 packs,
+                avoid: lease.avoided(),
             })
             .await?;
         lease.link().learn(&reply.donors);
@@ -346,17 +343,17 @@ fn refill_layer(
     source: &Source,
     descriptor: &LayerDescriptor,
     index: Arc<[u8]>,
-    extents: &HashMap<PackId, Vec<v1::Extent>>,
+    targets: &Targets,
     limits: &DecodeLimits,
     progress: &dyn crate::progress::LayerProgress,
 ) -> Result<(), IngestError> {
     let name = descriptor.diff_id.to_string();
-    let wanted = wanted_objects(&layer::open_index(index, &name)?, extents, &name)?;
+    let wanted = wanted_objects(&layer::open_index(index, &name)?, targets, &name)?;
     let mut blob = source.blob(descriptor);
     progress.started(descriptor.size, blob.progress());
     let mut sink = Refiller {
         lease,
-        extents,
+        targets,
         wanted,
         written: 0,
     };
@@ -387,7 +384,7 @@ struct Places {
 
 fn wanted_objects(
     index: &Index<Arc<[u8]>>,
-    extents: &HashMap<PackId, Vec<v1::Extent>>,
+    targets: &Targets,
     name: &str,
 ) -> Result<HashMap<ObjectId, Places>, IngestError> {
     let fail = |source| IngestError::Index {
@@ -402,7 +399,7 @@ fn wanted_objects(
             let What::Object(object) = segment.what else {
                 continue;
             };
-            if !extents.contains_key(&object.pack.id) {
+            if !targets.has(&object.pack.id) {
                 continue;
             }
             let places = wanted.entry(object.id).or_insert(Places {
@@ -419,10 +416,56 @@ fn wanted_objects(
     Ok(wanted)
 }
 
+/// Where the packs of a refill are written to: all replicas of each, until one fails.
+struct Targets {
+    extents: Mutex<HashMap<PackId, Vec<v1::Extent>>>,
+}
+
+impl Targets {
+    fn new(extents: HashMap<PackId, Vec<v1::Extent>>) -> Self {
+        Self {
+            extents: Mutex::new(extents),
+        }
+    }
+
+    fn has(&self, pack: &PackId) -> bool {
+        self.lock().contains_key(pack)
+    }
+
+    /// Writes to every replica that is left; gives how many took it. One that fails is given back
+    /// and left out from then on; when none is left the refill fails, for what was written of the
+    /// pack before is lost.
+    fn write(
+        &self,
+        lease: &Pull,
+        pack: &PackId,
+        offset: u32,
+        bytes: &[u8],
+    ) -> Result<u64, IngestError> {
+        let extents = self.lock().get(pack).cloned().unwrap_or_default();
+        let failed = lease.write_all(&extents, offset, bytes);
+        if failed.is_empty() {
+            return Ok(extents.len() as u64);
+        }
+        let left = extents.len() - failed.len();
+        if let Some(kept) = self.lock().get_mut(pack) {
+            kept.retain(|extent| !failed.iter().any(|(bad, _)| bad == extent));
+        }
+        match lease.give_back(&pack.0, failed)? {
+            Some(error) if left == 0 => Err(error),
+            _ => Ok(left as u64),
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, HashMap<PackId, Vec<v1::Extent>>> {
+        self.extents.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
 /// A sink that writes wanted objects where they were.
 struct Refiller<'a> {
     lease: &'a Pull,
-    extents: &'a HashMap<PackId, Vec<v1::Extent>>,
+    targets: &'a Targets,
     wanted: HashMap<ObjectId, Places>,
     written: u64,
 }
@@ -435,10 +478,8 @@ impl ObjectSink for Refiller<'_> {
         if let Some(places) = self.wanted.get_mut(&id).filter(|places| !places.done) {
             self.lease.check()?;
             for (pack, offset) in &places.at {
-                for extent in self.extents.get(pack).into_iter().flatten() {
-                    self.lease.write(extent, *offset, bytes)?;
-                    self.written += bytes.len() as u64;
-                }
+                let written = self.targets.write(self.lease, pack, *offset, bytes)?;
+                self.written += written * bytes.len() as u64;
             }
             places.done = true;
         }

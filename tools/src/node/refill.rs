@@ -174,6 +174,7 @@ async fn bring_back(
         client.clone(),
         Arc::clone(link),
         &what,
+        0,
         stopped,
         options.failpoints.clone(),
     )

@@ -195,27 +195,19 @@ fn donors_that_lie_are_refused() {
         matches!(world.try_donor("d", 1, &[8, 1]), Err(Error::Refused(_))),
         "shrunk under its extents"
     );
-    assert!(matches!(
-        world.try_donor("d", 1, &[8]),
-        Err(Error::Refused(_))
-    ));
     world.donor("d", 1, &[8, 20]);
     assert_eq!(world.books().lent, 28 * 4096, "it may grow");
-    let good = v1::Donor {
-        name: "x".into(),
-        addresses: vec!["a".into()],
-        regions: vec![v1::Region {
-            id: 1,
-            len: 4096,
-            huge_pages: false,
-            ..Default::default()
-        }],
-        ..Default::default()
-    };
     let region = |id, len| v1::Region {
         id,
         len,
         huge_pages: true,
+        ..Default::default()
+    };
+    let good = v1::Donor {
+        name: "x".into(),
+        epoch: 7,
+        addresses: vec!["a".into()],
+        regions: vec![region(1, 4096)],
         ..Default::default()
     };
     let bad = [
@@ -244,7 +236,19 @@ fn donors_that_lie_are_refused() {
             ..good.clone()
         },
         v1::Donor {
-            regions: Vec::new(),
+            epoch: 0,
+            ..good.clone()
+        },
+        v1::Donor {
+            epoch: 1 << 63,
+            ..good.clone()
+        },
+        v1::Donor {
+            failure_domain: "a\nb".into(),
+            ..good.clone()
+        },
+        v1::Donor {
+            failure_domain: "x".repeat(256),
             ..good.clone()
         },
         v1::Donor {

@@ -18,6 +18,7 @@ fn wait(world: &World, pull: v1::PullRef, packs: &[Pack]) -> bool {
     let request = v1::ReserveRequest {
         pull: Some(pull),
         packs: wanted(packs),
+        avoid: Vec::new(),
     };
     matches!(
         world.engine.reserve(&request, true).unwrap(),

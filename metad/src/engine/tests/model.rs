@@ -1,18 +1,25 @@
 //! Random histories against a simple model. The model has the memory of every donor, page by
 //! page, and the knowledge of every node: after each step the books balance, what is visible is
 //! what was committed, every replica that a reader is or was told of and may still use holds the
-//! bytes of its pack, and at the end everything comes back.
+//! bytes of its pack, and at the end everything comes back. Donors ([`donors`]) grow, shrink, leave,
+//! fall silent, and copy from each other, well or badly.
+
+mod donors;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 
 use harbour_metad_client::v1;
 use proptest::prelude::*;
 
-use super::world::{Layer, Pack, World, digest, index_pack, pack};
+use super::world::{Layer, Pack, Tune, World, digest, index_pack, pack};
 use crate::error::{Error, Hash};
+use donors::{Donor, Memory};
 
-/// Pages that the donor lends: few, so that most histories have to evict.
-const PAGES: u64 = 14;
+/// Pages that each donor lends at first: few, so that most histories have to evict.
+const PAGES: u64 = 9;
+
+/// Donors, the last two of which fail together.
+const DONORS: usize = 3;
 
 /// Names that images get.
 const NAMES: u32 = 3;
@@ -50,9 +57,33 @@ enum Op {
         renew: bool,
         beat: bool,
     },
-    /// The donor registers again.
-    Donor,
-    NewEpoch,
+    /// A donor registers again.
+    Donor {
+        donor: usize,
+    },
+    NewEpoch {
+        donor: usize,
+    },
+    /// A donor gives a region back, or lends one more.
+    Resize {
+        donor: usize,
+        grow: bool,
+        told: bool,
+    },
+    /// A donor wants to leave, or does not any more.
+    Drain {
+        donor: usize,
+        draining: bool,
+    },
+    /// A donor makes one of its copies and tells, or does not.
+    Copy {
+        donor: usize,
+        report: bool,
+    },
+    /// A pull could not write somewhere.
+    GiveBack {
+        pull: usize,
+    },
     Node,
     /// A node asks where everything lies.
     Locate {
@@ -82,8 +113,14 @@ fn op() -> impl Strategy<Value = Op> {
         5 => (1u64..10, any::<[bool; 3]>())
             .prop_map(|(half, quiet)| Op::Pass { ms: half * 500, renew: quiet[0], beat: quiet[1] || quiet[2] }),
         1 => Just(Op::Pass { ms: 16_000, renew: false, beat: true }),
-        1 => Just(Op::Donor),
-        1 => Just(Op::NewEpoch),
+        1 => (0..DONORS).prop_map(|donor| Op::Donor { donor }),
+        1 => (0..DONORS).prop_map(|donor| Op::NewEpoch { donor }),
+        2 => (0..DONORS, any::<[bool; 2]>())
+            .prop_map(|(donor, [grow, told])| Op::Resize { donor, grow, told }),
+        1 => (0..DONORS, any::<bool>()).prop_map(|(donor, draining)| Op::Drain { donor, draining }),
+        6 => (0..DONORS, any::<[bool; 3]>())
+            .prop_map(|(donor, not)| Op::Copy { donor, report: not.contains(&true) }),
+        1 => some.clone().prop_map(|pull| Op::GiveBack { pull }),
         1 => Just(Op::Node),
         6 => some.clone().prop_map(|node| Op::Locate { node }),
         3 => (some.clone(), any::<bool>()).prop_map(|(node, hold)| Op::Beat { node, hold }),
@@ -152,9 +189,8 @@ struct Node {
 
 struct Model {
     world: World,
-    epoch: u64,
-    /// Page of the donor's memory in its epoch, and the pack whose bytes it has.
-    memory: HashMap<(u64, u64), Hash>,
+    donors: Vec<Donor>,
+    memory: Memory,
     pulls: Vec<Pull>,
     nodes: Vec<Node>,
     names: BTreeMap<String, (Hash, Vec<Vec<u8>>)>,
@@ -162,11 +198,13 @@ struct Model {
 }
 
 impl Model {
-    fn new() -> Self {
+    fn new(replicas: u32) -> Self {
+        let world = World::tuned(Tune::replicas(replicas));
+        let donors = (0..DONORS).map(|number| Donor::join(&world, number));
         Self {
-            world: World::new(PAGES),
-            epoch: 1,
-            memory: HashMap::new(),
+            donors: donors.collect(),
+            world,
+            memory: Memory::default(),
             pulls: Vec::new(),
             nodes: Vec::new(),
             names: BTreeMap::new(),
@@ -174,27 +212,22 @@ impl Model {
         }
     }
 
-    fn write(&mut self, pack: Hash, extent: &v1::Extent) {
-        for page in extent.offset / 4096..(extent.offset + u64::from(extent.len)).div_ceil(4096) {
-            self.memory.insert((extent.epoch, page), pack);
-        }
-    }
-
-    fn holds(&self, pack: &Hash, extent: &v1::Extent) -> bool {
-        let pages = extent.offset / 4096..(extent.offset + u64::from(extent.len)).div_ceil(4096);
-        pages
-            .into_iter()
-            .all(|page| self.memory.get(&(extent.epoch, page)) == Some(pack))
-    }
-
-    /// Writes what a reservation gave.
-    fn take(&mut self, at: usize, packs: &[Pack], reply: &v1::ReserveReply) {
+    /// Writes what a reservation gave; what cannot be written is given back. Tells whether all was
+    /// written.
+    fn take(&mut self, at: usize, packs: &[Pack], reply: &v1::ReserveReply) -> bool {
+        let mut all = true;
         for (Pack(number, _), reserved) in packs.iter().zip(&reply.packs) {
             for extent in &reserved.extents {
-                self.write(pack(*number), extent);
                 self.pulls[at].writes.push((pack(*number), *extent));
+                if donors::lends(&self.donors, extent) {
+                    self.memory.write(&self.donors, pack(*number), extent);
+                } else {
+                    self.give_back(at);
+                    all = false;
+                }
             }
         }
+        all
     }
 
     fn run(&mut self, op: &Op) {
@@ -222,7 +255,7 @@ impl Model {
                 // One lease after its own is as late as a writer may be.
                 if self.world.now() < late.heard_ms + 29_000 {
                     for (pack, extent) in late.writes.clone() {
-                        self.write(pack, &extent);
+                        self.memory.write(&self.donors, pack, &extent);
                     }
                 }
             }
@@ -234,11 +267,14 @@ impl Model {
                 );
             }
             Op::Pass { ms, renew, beat } => self.pass(*ms, *renew, *beat),
-            Op::Donor => drop(self.world.try_donor("d", self.epoch, &[PAGES])),
-            Op::NewEpoch => {
-                let taken = self.world.try_donor("d", self.epoch + 1, &[PAGES]);
-                self.epoch += u64::from(taken.is_ok());
+            Op::Donor { donor } => self.donors[*donor].register(&self.world),
+            Op::NewEpoch { donor } => self.donors[*donor].renew(&self.world),
+            Op::Resize { donor, grow, told } => {
+                self.donors[*donor].resize(&self.world, *grow, *told);
             }
+            Op::Drain { donor, draining } => self.donors[*donor].drain(&self.world, *draining),
+            Op::Copy { donor, report } => self.copy(*donor, *report),
+            Op::GiveBack { pull } if pulls > 0 => self.give_back(pull % pulls),
             Op::Node if nodes < 4 => {
                 let (id, heard_ms) = (self.world.node(), self.world.now());
                 self.nodes.push(Node {
@@ -267,14 +303,8 @@ impl Model {
 
     fn pass(&mut self, ms: u64, renew: bool, beat: bool) {
         self.world.pass(ms);
-        if beat {
-            let beat = v1::DonorHeartbeat {
-                donor: Some(v1::DonorRef {
-                    id: 1,
-                    epoch: self.epoch,
-                }),
-            };
-            let _ = self.world.engine.donor_heartbeat(&beat);
+        for donor in self.donors.iter_mut().filter(|_| beat) {
+            donor.beat(&self.world);
         }
         for pull in self.pulls.iter_mut().filter(|_| renew) {
             if self.world.engine.renew(&pull.reference).is_ok() {
@@ -283,13 +313,30 @@ impl Model {
         }
     }
 
+    /// A pull gives one of its extents back, and may have written to it for a while longer.
+    fn give_back(&mut self, at: usize) {
+        let Some((pack, extent)) = self.pulls[at].writes.pop() else {
+            return;
+        };
+        let request = v1::GiveBackRequest {
+            pull: Some(self.pulls[at].reference),
+            pack: pack.to_vec(),
+            extents: vec![extent],
+            why: String::new(),
+        };
+        let _ = self.world.engine.give_back(&request);
+        self.pulls[at]
+            .writes
+            .retain(|(_, written)| *written != extent);
+    }
+
     fn stage(&mut self, at: usize, diff: u32, cut: u32) {
         let (layer, reference) = (layer(diff, cut), self.pulls[at].reference);
         let mut packs = layer.packs.clone();
         packs.push(index_pack(layer.index));
         match self.world.reserve(reference, &packs) {
-            Ok(reply) => self.take(at, &packs, &reply),
-            Err(Error::Exhausted(_) | Error::Refused(_)) => return,
+            Ok(reply) if self.take(at, &packs, &reply) => {}
+            Ok(_) | Err(Error::Exhausted(_) | Error::Refused(_)) => return,
             Err(error) => panic!("{error:?}"),
         }
         match self.world.stage(reference, &layer) {
@@ -323,8 +370,8 @@ impl Model {
         let diffs: Vec<u32> = diffs.into_iter().collect();
         let index = 500 + manifest;
         match self.world.reserve(reference, &[index_pack(index)]) {
-            Ok(reply) => self.take(at, &[index_pack(index)], &reply),
-            Err(Error::Exhausted(_) | Error::Refused(_)) => return,
+            Ok(reply) if self.take(at, &[index_pack(index)], &reply) => {}
+            Ok(_) | Err(Error::Exhausted(_) | Error::Refused(_)) => return,
             Err(error) => panic!("{error:?}"),
         }
         let name = format!("n{name}");
@@ -425,7 +472,7 @@ impl Model {
         for (Pack(number, _), extents) in packs.iter().zip(&places) {
             for extent in extents {
                 assert!(
-                    self.holds(&pack(*number), extent),
+                    self.memory.holds(&pack(*number), extent),
                     "pack {number} is not at {extent:?}"
                 );
                 live.insert(*number);
@@ -451,9 +498,9 @@ impl Model {
                 continue;
             }
             for (name, extents) in &node.known {
-                for extent in extents.iter().filter(|extent| extent.epoch == self.epoch) {
+                for extent in extents.iter().filter(|e| donors::lends(&self.donors, e)) {
                     assert!(
-                        self.holds(name, extent),
+                        self.memory.holds(name, extent),
                         "a node reads {extent:?} and finds another pack"
                     );
                 }
@@ -469,10 +516,13 @@ impl Model {
         self.nodes.clear();
         for _ in 0..40 {
             self.world.pass(2000);
-            let _ = self.world.try_donor("d", self.epoch, &[PAGES]);
+            for donor in &mut self.donors {
+                donor.register(&self.world);
+            }
         }
         let books = self.world.books();
-        assert_eq!((books.free, books.lent), (PAGES * 4096, PAGES * 4096));
+        let lent: u64 = self.donors.iter().map(Donor::lent_bytes).sum();
+        assert_eq!((books.free, books.lent), (lent, lent));
         let status = self.world.engine.status().unwrap();
         assert_eq!(
             (status.packs, status.objects, status.layers, status.images),
@@ -492,8 +542,11 @@ impl Model {
 proptest! {
     #![proptest_config(ProptestConfig { cases: 64, ..ProptestConfig::default() })]
     #[test]
-    fn random_histories_agree_with_the_model(ops in prop::collection::vec(op(), 1..150)) {
-        let mut model = Model::new();
+    fn random_histories_agree_with_the_model(
+        replicas in 1u32..4,
+        ops in prop::collection::vec(op(), 1..150)
+    ) {
+        let mut model = Model::new(replicas);
         for op in &ops {
             model.run(op);
             model.check();

@@ -390,6 +390,7 @@ fn nonsense_is_refused_by_name() {
         let request = v1::ReserveRequest {
             pull: Some(pull),
             packs,
+            ..Default::default()
         };
         matches!(
             world.engine.reserve(&request, false),

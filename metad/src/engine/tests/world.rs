@@ -33,7 +33,26 @@ pub(super) struct Layer {
     pub(super) packs: Vec<Pack>,
 }
 
+/// What an engine of a test is told about replicas.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Tune {
+    pub(super) replicas: u32,
+    pub(super) hot_replicas: u32,
+    pub(super) rebalance_mib_s: u32,
+}
+
+impl Tune {
+    pub(super) fn replicas(replicas: u32) -> Self {
+        Self {
+            replicas,
+            hot_replicas: 0,
+            rebalance_mib_s: 128,
+        }
+    }
+}
+
 pub(super) struct World {
+    tune: Tune,
     folder: tempfile::TempDir,
     pub(super) clock: Arc<ManualClock>,
     pub(super) engine: Arc<Engine>,
@@ -79,11 +98,17 @@ impl World {
     }
 
     pub(super) fn empty() -> Self {
+        Self::tuned(Tune::replicas(1))
+    }
+
+    /// An engine with no donors.
+    pub(super) fn tuned(tune: Tune) -> Self {
         let folder = folder();
         let clock = Arc::new(ManualClock::default());
         clock.advance(1_000_000);
-        let engine = open(&folder, &clock);
+        let engine = open(&folder, &clock, tune);
         Self {
+            tune,
             folder,
             clock,
             engine,
@@ -94,8 +119,8 @@ impl World {
     pub(super) fn restart(&mut self) {
         let nothing = Arc::new(ManualClock::default());
         let aside = folder();
-        self.engine = open(&aside, &nothing);
-        self.engine = open(&self.folder, &self.clock);
+        self.engine = open(&aside, &nothing, self.tune);
+        self.engine = open(&self.folder, &self.clock, self.tune);
     }
 
     pub(super) fn path(&self) -> &std::path::Path {
@@ -118,23 +143,40 @@ impl World {
         self.try_donor(name, epoch, pages).unwrap().id
     }
 
+    /// Donors of these names, all alike, in epoch 1.
+    pub(super) fn donors(&self, names: &[&str], pages: &[u64]) {
+        for name in names {
+            self.donor(name, 1, pages);
+        }
+    }
+
     pub(super) fn try_donor(
         &self,
         name: &str,
         epoch: u64,
         pages: &[u64],
     ) -> Result<v1::DonorLease, Error> {
-        let region = |(id, pages): (usize, &u64)| v1::Region {
-            id: id as u32,
-            len: pages * 4096,
-            huge_pages: false,
-            ..Default::default()
-        };
+        let regions: Vec<(u32, u64)> = (0..).zip(pages.iter().copied()).collect();
+        self.try_donor_in("", name, epoch, &regions)
+    }
+
+    /// As [`World::try_donor`], in a failure domain, with regions by number and pages.
+    pub(super) fn try_donor_in(
+        &self,
+        domain: &str,
+        name: &str,
+        epoch: u64,
+        regions: &[(u32, u64)],
+    ) -> Result<v1::DonorLease, Error> {
         let donor = v1::Donor {
             name: name.into(),
             epoch,
             addresses: vec!["shm:/nowhere".into()],
-            regions: pages.iter().enumerate().map(region).collect(),
+            regions: regions
+                .iter()
+                .map(|(id, pages)| region(*id, *pages))
+                .collect(),
+            failure_domain: domain.into(),
             ..Default::default()
         };
         self.engine.register_donor(&v1::RegisterDonorRequest {
@@ -143,11 +185,90 @@ impl World {
         })
     }
 
+    pub(super) fn heartbeat(&self, id: u64, epoch: u64) -> v1::DonorLease {
+        let donor = Some(v1::DonorRef { id, epoch });
+        let beat = v1::DonorHeartbeat { donor };
+        self.engine.donor_heartbeat(&beat).unwrap()
+    }
+
+    /// Tells that tasks were done, all in the same way.
+    pub(super) fn copied(&self, id: u64, epoch: u64, tasks: &[u64], ok: bool) -> v1::DonorLease {
+        let outcome = |task: &u64| v1::CopyOutcome {
+            task: *task,
+            ok,
+            ..Default::default()
+        };
+        let report = v1::CopiedReport {
+            donor: Some(v1::DonorRef { id, epoch }),
+            outcomes: tasks.iter().map(outcome).collect(),
+        };
+        self.engine.copied(&report).unwrap()
+    }
+
+    /// Donors (by number, in epoch 1) make all copies that they are told to, for so long, a
+    /// heartbeat each half second. Gives how many copies were made.
+    pub(super) fn work(&self, donors: &[u64], ms: u64) -> usize {
+        let mut done = 0;
+        for _ in 0..ms.div_ceil(500) {
+            self.pass(500);
+            for id in donors {
+                let mut lease = self.heartbeat(*id, 1);
+                while !lease.tasks.is_empty() {
+                    let tasks: Vec<u64> = lease.tasks.iter().map(|task| task.task).collect();
+                    done += tasks.len();
+                    lease = self.copied(*id, 1, &tasks, true);
+                    self.books();
+                }
+            }
+            self.books();
+        }
+        done
+    }
+
+    pub(super) fn resize(
+        &self,
+        id: u64,
+        added: &[(u32, u64)],
+        retired: &[u32],
+        draining: bool,
+    ) -> Result<v1::DonorLease, Error> {
+        self.engine.donor_resize(&v1::ResizeDonor {
+            donor: Some(v1::DonorRef { id, epoch: 1 }),
+            added: added
+                .iter()
+                .map(|(id, pages)| region(*id, *pages))
+                .collect(),
+            retired: retired.to_vec(),
+            draining,
+        })
+    }
+
+    /// Donors that have a live replica of a pack, in order.
+    pub(super) fn holders(&self, pack: Pack) -> Vec<u64> {
+        let mut ids: Vec<u64> = self.locate(&[pack])[0].iter().map(|e| e.donor).collect();
+        ids.sort_unstable();
+        ids
+    }
+
+    /// Bytes that lie on each donor.
+    pub(super) fn used(&self) -> Vec<(String, u64)> {
+        let donors = self.engine.list_donors().unwrap().donors;
+        donors
+            .into_iter()
+            .map(|donor| (donor.name, donor.used_bytes))
+            .collect()
+    }
+
     pub(super) fn begin(&self) -> v1::PullRef {
+        self.begin_with(0)
+    }
+
+    pub(super) fn begin_with(&self, replicas: u32) -> v1::PullRef {
         let request = v1::BeginRequest {
             what: "image".into(),
             host: "host".into(),
             pid: 7,
+            replicas,
         };
         let lease = self.engine.begin(&request).unwrap();
         v1::PullRef {
@@ -164,6 +285,7 @@ impl World {
         let request = v1::ReserveRequest {
             pull: Some(pull),
             packs: wanted(packs),
+            avoid: Vec::new(),
         };
         match self.engine.reserve(&request, false)? {
             Reserving::Done(reply) => Ok(reply),
@@ -280,12 +402,29 @@ impl World {
 
     /// A whole pull of an image whose manifest and index have the number `image`.
     pub(super) fn pull(&self, name: &str, image: u32, layers: &[Layer]) -> Result<(), Error> {
-        let pull = self.begin();
+        self.pull_with(name, image, layers, 0)
+    }
+
+    /// As [`World::pull`], with a number of replicas.
+    pub(super) fn pull_with(
+        &self,
+        name: &str,
+        image: u32,
+        layers: &[Layer],
+        replicas: u32,
+    ) -> Result<(), Error> {
+        let pull = self.begin_with(replicas);
         for layer in layers {
             self.stage(pull, layer)?;
         }
         let diffs: Vec<u32> = layers.iter().map(|layer| layer.diff).collect();
-        self.commit(pull, name, image, image, &diffs).map(drop)
+        self.reserve(pull, &[index_pack(image)])?;
+        self.put_index(pull, image)?;
+        let mut request = self.commit_request(pull, name, image, image, &diffs);
+        if let Some(image) = &mut request.image {
+            image.replicas = replicas;
+        }
+        self.engine.commit(&request).map(drop)
     }
 
     pub(super) fn remove(&self, name: &str) -> Result<v1::RemoveNameReply, Error> {
@@ -350,6 +489,15 @@ impl World {
     }
 }
 
+/// A region of some pages.
+pub(super) fn region(id: u32, pages: u64) -> v1::Region {
+    v1::Region {
+        id,
+        len: pages * 4096,
+        huge_pages: false,
+    }
+}
+
 /// In memory where there is such a place: what is synced here is thrown away a moment later.
 fn folder() -> tempfile::TempDir {
     tempfile::tempdir_in("/dev/shm")
@@ -357,9 +505,12 @@ fn folder() -> tempfile::TempDir {
         .unwrap()
 }
 
-fn open(folder: &tempfile::TempDir, clock: &Arc<ManualClock>) -> Arc<Engine> {
+fn open(folder: &tempfile::TempDir, clock: &Arc<ManualClock>, tune: Tune) -> Arc<Engine> {
     let options = Options {
         clock: clock.clone(),
+        replicas: tune.replicas,
+        hot_replicas: tune.hot_replicas,
+        rebalance_mib_s: tune.rebalance_mib_s,
         ..Options::default()
     };
     Engine::open(folder.path(), options).unwrap()
