@@ -161,7 +161,9 @@ impl Work {
     fn take(&mut self, lease: Leased) {
         if lease.donor.epoch != self.donor.epoch {
             // What was to be written lies in memory that is lent no more.
-            self.waiting.clear();
+            for job in self.waiting.drain(..) {
+                self.known.remove(&job.task.task);
+            }
             self.outcomes.clear();
         }
         self.donor = lease.donor;

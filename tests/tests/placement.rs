@@ -1,0 +1,287 @@
+//! Several donors on one host, each a process with a run directory of its own: an image with two
+//! replicas loses a donor to kill -9 while it is read, is whole again without its source, and is
+//! spread evenly when another donor joins.
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
+use std::{
+    fs::{self, File},
+    os::unix::process::CommandExt as _,
+    path::{Path, PathBuf},
+    process::{Child, Command, Stdio},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
+    thread,
+    time::{Duration, Instant},
+};
+
+use harbour_tests::{
+    cluster::{Cluster, Part, Pulled, binary},
+    layers::{Entry, Layout},
+    shell,
+};
+use nix::sys::signal::Signal;
+use serde_json::Value;
+
+/// Memory of each donor.
+const LEND: &str = "128MiB";
+/// Layers of the image, each with one large file and some small ones.
+const LAYERS: u64 = 8;
+/// Length of the large file.
+const LARGE: usize = 10_000_000;
+/// Until a donor that fell silent is made up for: its lease, and some copies.
+const COPY_LIMIT: Duration = Duration::from_secs(60);
+/// Until a donor that joined has its share.
+const EVEN_LIMIT: Duration = Duration::from_secs(60);
+
+/// A donor beside that of the cluster; gone when dropped.
+struct Donor {
+    name: String,
+    child: Child,
+}
+
+impl Donor {
+    fn start(cluster: &Cluster, name: &str) -> Self {
+        let run = cluster.dir().join(name);
+        fs::create_dir(&run).unwrap();
+        let log = File::create(cluster.dir().join(format!("{name}.log"))).unwrap();
+        let metad = format!("unix:{}", cluster.run_dir().join("metad.sock").display());
+        let mut command = Command::new(binary());
+        command.args(["donor", "--lend", LEND, "--huge-pages", "never"]);
+        command.args(["--donor-name", name, "--failure-domain", name]);
+        command.args(["--metad", &metad, "--run-dir"]).arg(&run);
+        command.arg("--state-dir").arg(run.join("state"));
+        command
+            .env_remove("HARBOUR_FAILPOINT")
+            .env_remove("HARBOUR_CONFIG");
+        let child = command
+            .stdin(Stdio::null())
+            .stdout(log.try_clone().unwrap())
+            .stderr(log)
+            .process_group(0)
+            .spawn()
+            .unwrap();
+        Self {
+            name: name.to_owned(),
+            child,
+        }
+    }
+}
+
+impl Drop for Donor {
+    fn drop(&mut self) {
+        shell::kill_group(&self.child, Signal::SIGKILL);
+        let _ = self.child.wait();
+    }
+}
+
+fn bytes(seed: u64, len: usize) -> Vec<u8> {
+    let mut state = seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1;
+    let mut out = Vec::with_capacity(len + 8);
+    while out.len() < len {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        out.extend(state.wrapping_mul(0x2545_F491_4F6C_DD1D).to_le_bytes());
+    }
+    out.truncate(len);
+    out
+}
+
+fn small(layer: u64, file: u64) -> Vec<u8> {
+    bytes(1_000 + layer * 100 + file, 20_000 + file as usize)
+}
+
+fn layout(dir: &Path) -> Layout {
+    let mut layout = Layout::create(&dir.join("layout")).unwrap();
+    let layer = |n: u64| {
+        let mut entries = vec![
+            Entry::dir(format!("dir-{n}")),
+            Entry::file(format!("dir-{n}/large"), bytes(n, LARGE)),
+        ];
+        for file in 0..8 {
+            entries.push(Entry::file(format!("dir-{n}/small-{file}"), small(n, file)));
+        }
+        entries
+    };
+    let layers: Vec<_> = (0..LAYERS).map(layer).collect();
+    layout.image("i", &layers).unwrap();
+    layout
+}
+
+/// Reads everything past the page cache and compares it.
+fn check(rootfs: &Path) {
+    fs::write("/proc/sys/vm/drop_caches", "3").unwrap();
+    for n in 0..LAYERS {
+        let path = rootfs.join(format!("dir-{n}/large"));
+        let read = fs::read(&path).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
+        assert!(read == bytes(n, LARGE), "{}: other bytes", path.display());
+        for file in 0..8 {
+            let path = rootfs.join(format!("dir-{n}/small-{file}"));
+            let read = fs::read(&path).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
+            assert!(read == small(n, file), "{}: other bytes", path.display());
+        }
+    }
+}
+
+/// Somebody who reads all the time.
+struct Reader {
+    stop: Arc<AtomicBool>,
+    rounds: Arc<AtomicU64>,
+    thread: thread::JoinHandle<()>,
+}
+
+impl Reader {
+    fn start(rootfs: PathBuf) -> Self {
+        let (stop, rounds) = (
+            Arc::new(AtomicBool::new(false)),
+            Arc::new(AtomicU64::new(0)),
+        );
+        let (stopped, counted) = (Arc::clone(&stop), Arc::clone(&rounds));
+        let thread = thread::spawn(move || {
+            while !stopped.load(Ordering::Relaxed) {
+                check(&rootfs);
+                counted.fetch_add(1, Ordering::Relaxed);
+            }
+        });
+        Self {
+            stop,
+            rounds,
+            thread,
+        }
+    }
+
+    /// Ends it, and fails when one of its reads did.
+    fn end(self) -> u64 {
+        self.stop.store(true, Ordering::Relaxed);
+        self.thread
+            .join()
+            .expect("every read gives the right bytes");
+        self.rounds.load(Ordering::Relaxed)
+    }
+}
+
+fn live(cluster: &Cluster) -> Vec<Value> {
+    let donors = cluster.json("donors").unwrap();
+    let donors = donors.as_array().unwrap().iter();
+    donors.filter(|d| d["live"] == true).cloned().collect()
+}
+
+fn wait_live(cluster: &Cluster, count: usize) {
+    shell::until("metad knows the donors", COPY_LIMIT, || {
+        Ok((live(cluster).len() == count).then_some(()))
+    })
+    .unwrap_or_else(|e| panic!("{e:#}\n{}", cluster.logs()));
+}
+
+/// How far the live donor that is farthest from the mean is from it, in percent.
+fn farthest(cluster: &Cluster) -> u64 {
+    let used: Vec<u64> = live(cluster)
+        .iter()
+        .map(|donor| donor["used_bytes"].as_u64().unwrap())
+        .collect();
+    let mean = used.iter().sum::<u64>() / used.len() as u64;
+    assert!(mean > 0);
+    used.iter()
+        .map(|used| used.abs_diff(mean) * 100 / mean)
+        .max()
+        .unwrap()
+}
+
+fn replicas(cluster: &Cluster) -> Value {
+    cluster.json("status").unwrap()["metad"]["replicas"].clone()
+}
+
+/// Every lent byte is in one book, and the donors' books are metad's.
+fn books_balance(cluster: &Cluster) {
+    let status = cluster.json("status").unwrap();
+    let book = |key: &str| status["metad"][key].as_u64().unwrap();
+    let taken = book("used_bytes") + book("reserved_bytes") + book("quarantined_bytes");
+    let donors = status["donors"].as_array().unwrap();
+    let sum = |key: &str| donors.iter().map(|d| d[key].as_u64().unwrap()).sum::<u64>();
+    assert_eq!(sum("lent_bytes"), book("lent_bytes"), "{status}");
+    assert_eq!(sum("used_bytes"), taken, "{status}");
+    assert_eq!(sum("free_bytes"), book("free_bytes"), "{status}");
+    assert_eq!(taken + book("free_bytes"), book("lent_bytes"), "{status}");
+}
+
+fn pull(cluster: &Cluster, layout: &Layout) -> Pulled {
+    let reference = layout.reference("i");
+    let args = [
+        "pull",
+        "--insecure",
+        "--json",
+        "--replicas",
+        "2",
+        &reference,
+    ];
+    let output = shell::run(&mut cluster.command(args), Duration::from_secs(300));
+    let output = output.and_then(shell::Output::ok).unwrap();
+    let reports: Vec<Pulled> = serde_json::from_slice(&output.stdout).unwrap();
+    reports.into_iter().next().unwrap()
+}
+
+/// Waits until nothing is missing and nothing is on its way.
+fn wait_whole(cluster: &Cluster) {
+    shell::until("every pack has its replicas", COPY_LIMIT, || {
+        let now = replicas(cluster);
+        let whole = now["missing"] == 0 && now["copies_running"] == 0;
+        Ok((whole && now["wanted"].as_u64() > Some(0)).then_some(()))
+    })
+    .unwrap_or_else(|e| panic!("{e:#}: {}\n{}", replicas(cluster), cluster.logs()));
+}
+
+#[test]
+fn a_donor_dies_and_another_joins_and_all_is_whole_and_even() {
+    let mut cluster = Cluster::start(LEND).unwrap();
+    let one = Donor::start(&cluster, "one");
+    let two = Donor::start(&cluster, "two");
+    wait_live(&cluster, 3);
+    let layout = layout(cluster.dir());
+    let pulled = pull(&cluster, &layout);
+    let rootfs = cluster.rootfs(&pulled).unwrap();
+    wait_whole(&cluster);
+    assert!(farthest(&cluster) <= 20, "{:?}", live(&cluster));
+    books_balance(&cluster);
+    // From now on there is no source to fall back to.
+    fs::rename(cluster.dir().join("layout"), cluster.dir().join("away")).unwrap();
+
+    let reader = Reader::start(rootfs.clone());
+    let dead = two.name.clone();
+    drop(two);
+    check(&rootfs);
+    shell::until("the dead donor's lease is over", COPY_LIMIT, || {
+        let gone = live(&cluster)
+            .iter()
+            .all(|donor| donor["name"] != dead.as_str());
+        Ok(gone.then_some(()))
+    })
+    .unwrap();
+    wait_whole(&cluster);
+    let after_loss = replicas(&cluster);
+    assert!(after_loss["copies_done"].as_u64() > Some(0), "{after_loss}");
+    assert_eq!(after_loss["packs_lost"], 0, "{after_loss}");
+    books_balance(&cluster);
+
+    let _three = Donor::start(&cluster, "three");
+    let joined = Instant::now();
+    wait_live(&cluster, 3);
+    shell::until("the load is even", EVEN_LIMIT, || {
+        let now = replicas(&cluster);
+        let done = now["copies_running"] == 0 && now["rebalancing"] == false;
+        Ok((done && farthest(&cluster) <= 20).then_some(()))
+    })
+    .unwrap_or_else(|e| panic!("{e:#}: {:?}\n{}", live(&cluster), cluster.logs()));
+    println!("even {:?} after a donor joined", joined.elapsed());
+    wait_whole(&cluster);
+    books_balance(&cluster);
+    assert!(reader.end() > 0);
+
+    // Any one of the donors may go now: the others have everything.
+    drop(one);
+    check(&rootfs);
+    assert!(!cluster.ended(Part::Node).unwrap());
+    let layers = cluster.json("layers").unwrap();
+    assert_eq!(layers.as_array().unwrap().len() as u64, LAYERS);
+}
