@@ -23,10 +23,10 @@ use std::{
 };
 
 use nix::sys::eventfd::{EfdFlags, EventFd};
-use parking_lot::{Mutex, RwLock};
+use parking_lot::{Condvar, Mutex, RwLock};
 
 use crate::{
-    memory::{HugePages, Memory, MemoryError, REGION_ALIGN_BYTES},
+    memory::{HugePages, Locked, Memory, MemoryError, REGION_ALIGN_BYTES},
     shm::{
         address_of,
         frames::{MAX_REGION_BYTES, MAX_REGIONS, Token},
@@ -34,11 +34,17 @@ use crate::{
     transport::{RegionId, RegionInfo},
 };
 
+mod resize;
 mod service;
 mod socket_file;
 
 use service::Service;
 use socket_file::SocketFile;
+
+/// A region is a multiple of this long, so that few regions hold what many packs are.
+const REGION_STEP_BYTES: u64 = 16 << 20;
+/// Regions that a donor begins with, at most, and one for what is left over.
+const REGIONS_WANTED: u64 = 32;
 
 /// What a donor lends and to whom.
 #[derive(Clone, Debug)]
@@ -56,6 +62,9 @@ pub struct DonorConfig {
     /// a donor that cannot keep its promise then fails at once, and the memory is charged to the
     /// donor's cgroup instead of to the writers'.
     pub populate: bool,
+    /// Keep the memory from being swapped out: takes all of it from the host at the start, huge
+    /// pages or not. Memory that cannot be locked is lent all the same, with a warning.
+    pub lock: bool,
     /// Epoch to begin with; `None` for a random one, which is what keeps locations of an earlier
     /// life from being taken for good.
     pub epoch: Option<u64>,
@@ -70,16 +79,16 @@ pub struct DonorConfig {
 }
 
 impl DonorConfig {
-    /// One region of `lend_bytes` rounded down to what can be lent, and defaults for the rest:
-    /// huge pages where there are, memory taken as it is written, mode 0600, no token, 256
+    /// Regions of `lend_bytes` in all ([`region_lens`]), and defaults for the rest: huge pages where there are, memory taken as it is written, mode 0600, no token, 256
     /// connections, 2 seconds.
     pub fn new(name: impl Into<String>, socket: impl Into<PathBuf>, lend_bytes: u64) -> Self {
         Self {
             socket: socket.into(),
             name: name.into(),
-            regions: vec![lend_bytes - lend_bytes % REGION_ALIGN_BYTES],
+            regions: region_lens(lend_bytes),
             huge: HugePages::Auto,
             populate: false,
+            lock: false,
             epoch: None,
             socket_mode: 0o600,
             token: Token::NONE,
@@ -87,6 +96,33 @@ impl DonorConfig {
             handshake_timeout: Duration::from_secs(2),
         }
     }
+}
+
+/// The length of a region when up to `lend_bytes` are to be lent: a 32nd of that, in steps of
+/// 16 MiB. Half of the regions that a donor may have are left for growing in other steps.
+pub fn region_unit(lend_bytes: u64) -> u64 {
+    let step = REGION_STEP_BYTES;
+    let unit = (lend_bytes / REGIONS_WANTED)
+        .div_ceil(step)
+        .saturating_mul(step);
+    unit.clamp(step, MAX_REGION_BYTES)
+}
+
+/// `lend_bytes`, rounded down to what can be lent, as regions of [`region_unit`] each; what is left
+/// over is a smaller one.
+pub fn region_lens(lend_bytes: u64) -> Vec<u64> {
+    let all = lend_bytes - lend_bytes % REGION_ALIGN_BYTES;
+    let unit = region_unit(all);
+    let mut lens = vec![
+        unit;
+        usize::try_from(all / unit)
+            .unwrap_or(usize::MAX)
+            .min(MAX_REGIONS)
+    ];
+    if all % unit > 0 {
+        lens.push(all % unit);
+    }
+    lens
 }
 
 /// A donor could not start, or not go on.
@@ -154,6 +190,10 @@ struct Shared {
     /// `None` between two epochs.
     lent: RwLock<Option<Arc<Lent>>>,
     epoch: AtomicU64,
+    /// Changes of what is lent in one epoch, and how many of those every reader was told.
+    changes: AtomicU64,
+    told: Mutex<u64>,
+    telling: Condvar,
     stop: AtomicBool,
     wake: EventFd,
     readers: AtomicU64,
@@ -161,16 +201,33 @@ struct Shared {
     turned_away: AtomicU64,
 }
 
-/// What is lent in one epoch.
+/// What is lent in one epoch. A region that comes or goes makes a new one of these.
 #[derive(Debug)]
 struct Lent {
     epoch: u64,
-    regions: Vec<Lending>,
+    /// By growing id.
+    regions: Vec<Arc<Lending>>,
+    /// Id of the next region: none is used twice in an epoch.
+    next: u32,
+}
+
+impl Lent {
+    /// The region of this id.
+    fn get(&self, id: RegionId) -> Option<&Lending> {
+        let found = self
+            .regions
+            .binary_search_by_key(&id, |region| region.info.id);
+        let region = found.ok().and_then(|index| self.regions.get(index));
+        region.map(Arc::as_ref)
+    }
 }
 
 #[derive(Debug)]
 struct Lending {
     info: RegionInfo,
+    /// Keeps its pages from being swapped out, where that was asked for; let go before the memory
+    /// is given back.
+    locked: Mutex<Option<Locked>>,
     memory: Memory,
     read_only: OwnedFd,
 }
@@ -202,6 +259,9 @@ impl DonorServer {
             config,
             lent: RwLock::new(Some(Arc::new(lent))),
             epoch: AtomicU64::new(epoch),
+            changes: AtomicU64::new(0),
+            told: Mutex::new(0),
+            telling: Condvar::new(),
             stop: AtomicBool::new(false),
             wake,
             readers: AtomicU64::new(0),
@@ -282,19 +342,9 @@ impl DonorServer {
         let before = self.shared.lent.write().take();
         self.shared.epoch.store(epoch, Ordering::Release);
         self.shared.wake();
-        // A reader of a huge page that is gone dies of SIGBUS when the host has no other to put in
-        // its place; and huge pages go back to the host's huge pages only, which is no relief to
-        // anyone. So those go when their readers have let go, which they do when told.
-        let ordinary = before
-            .iter()
-            .flat_map(|lent| &lent.regions)
-            .filter(|region| !region.info.huge_pages);
-        for region in ordinary {
-            if let Err(error) = region.memory.discard(0..region.info.len) {
-                tracing::warn!(name = config.name, %error, "memory comes back only when its readers let go");
-            }
+        if let Some(before) = before {
+            resize::give_back(&config.name, &before.regions);
         }
-        drop(before);
         let lent = lend(config, epoch, regions)?;
         *self.shared.lent.write() = Some(Arc::new(lent));
         tracing::info!(
@@ -346,28 +396,41 @@ fn lend(config: &DonorConfig, epoch: u64, lens: &[u64]) -> Result<Lent, DonorErr
         source,
     };
     let mut regions = Vec::with_capacity(lens.len());
-    for (id, len) in (0..).map(RegionId).zip(lens.iter().copied()) {
-        let taken = Memory::new(len, config.huge, config.populate).map_err(memory)?;
-        let read_only = taken.read_only();
-        let read_only = read_only
-            .map_err(|source| MemoryError::Call {
-                call: "opening /proc/self/fd",
-                len,
-                source,
-            })
-            .map_err(memory)?;
+    let mut next = 0;
+    for len in lens.iter().copied() {
+        let region = Lending::new(config, RegionId(next), len).map_err(memory)?;
+        regions.push(Arc::new(region));
+        next += 1;
+    }
+    Ok(Lent {
+        epoch,
+        regions,
+        next,
+    })
+}
+
+impl Lending {
+    /// Takes the memory of one region.
+    fn new(config: &DonorConfig, id: RegionId, len: u64) -> Result<Self, MemoryError> {
+        let memory = Memory::new(len, config.huge, config.populate)?;
+        let read_only = memory.read_only().map_err(|source| MemoryError::Call {
+            call: "opening /proc/self/fd",
+            len,
+            source,
+        })?;
+        let locked = config.lock.then(|| Locked::take(&memory)).flatten();
         let info = RegionInfo {
             id,
             len,
-            huge_pages: taken.huge_pages(),
+            huge_pages: memory.huge_pages(),
         };
-        regions.push(Lending {
+        Ok(Self {
             info,
-            memory: taken,
+            locked: Mutex::new(locked),
+            memory,
             read_only,
-        });
+        })
     }
-    Ok(Lent { epoch, regions })
 }
 
 fn check(config: &DonorConfig) -> Result<(), DonorError> {
