@@ -69,12 +69,15 @@ pub(crate) struct Stats {
 }
 
 impl Stats {
-    /// The donor's entry, made at first sight.
+    /// The donor's entry, made at first sight of it and of how its bytes travel.
     pub(crate) fn donor(&self, pool: &dyn Pool, donor: u64, epoch: u64) -> Arc<Donor> {
-        if let Some(known) = self.donors.read().get(&(donor, epoch)) {
+        // Asked every time: a connection may be of another kind than was expected before it stood.
+        let kind = pool.describe(donor);
+        if let Some(known) = self.donors.read().get(&(donor, epoch))
+            && known.kind == kind
+        {
             return Arc::clone(known);
         }
-        let kind = pool.describe(donor);
         let bytes = Arc::clone(self.transports.lock().entry(kind.clone()).or_default());
         let local = matches!(kind.as_str(), "shm" | "local");
         let entry = Arc::new(Donor { kind, local, bytes });

@@ -9,6 +9,8 @@ fn main() -> Result<(), Box<dyn Error>> {
     let descriptors = protox::compile([&file], [&folder])?;
     tonic_prost_build::configure()
         .emit_rerun_if_changed(false)
+        // It carries tokens; `lib.rs` shows it without.
+        .skip_debug([".harbour.v1.Region"])
         .compile_fds(descriptors)?;
     Ok(())
 }

@@ -209,7 +209,7 @@ impl State {
         for donor in &donors {
             space.add_donor(
                 donor.id,
-                donor.regions.iter().map(|(number, len, _)| (*number, *len)),
+                donor.regions.iter().map(|region| (region.id, region.len)),
             );
             space.set_open(donor.id, donor.live);
         }

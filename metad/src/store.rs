@@ -48,7 +48,7 @@ use parking_lot::{Condvar, Mutex};
 use rusqlite::{Connection, OpenFlags, OptionalExtension};
 
 pub(crate) use catalogue::CataloguePart;
-pub(crate) use donors::DonorRow;
+pub(crate) use donors::{DonorRow, RegionRow};
 pub(crate) use files::{IndexDraft, IndexFiles};
 pub(crate) use images::{ImageRow, NameRow};
 pub(crate) use layers::{LayerRow, NewLayer};

@@ -1,7 +1,8 @@
 //! The connections of a process to the donors it uses.
 //!
 //! A [`Connector`] connects when bytes are first wanted, keeps the connection, drops it when it
-//! dies, and tries once more before it says so. Callers that want the same donor at the same time
+//! dies, and tries once more before it says so. When a caller knows of a region that the connection
+//! was made without, a new one takes its place. Callers that want the same donor at the same time
 //! share one attempt. A donor that failed is left alone for a while, longer each time, and callers
 //! get its last error at once instead of waiting for the next.
 
@@ -12,15 +13,17 @@ use std::{
 };
 
 use crate::{
-    shm::{self, ShmTransport, frames::Token},
+    token::{RegionKey, Token},
     transport::{
         Access, Read, Transport, TransportError, TransportKind, Write, in_time, unreachable,
     },
 };
 
 mod cache;
+mod dialer;
 
 use cache::{Cache, Lookup};
+pub use dialer::{AddressDialer, Preference};
 
 /// A donor in one epoch, and where it can be found.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -29,9 +32,11 @@ pub struct Endpoint {
     pub donor: u64,
     /// The epoch that the caller's locations are of.
     pub epoch: u64,
-    /// Where it listens, best first: `"shm:/run/harbour/donor.sock"`. Those of transports that
-    /// this process does not know are passed over.
+    /// Where it listens: `"shm:/run/harbour/donor.sock"`, `"tcp:192.0.2.1:7481"`, and which host
+    /// that is on (`"host:…"`). Those of transports that this process does not know are passed over.
     pub addresses: Vec<String>,
+    /// The tokens of its regions that the caller holds; none for a donor on this host alone.
+    pub keys: Vec<RegionKey>,
 }
 
 /// How connections are made.
@@ -42,15 +47,6 @@ pub trait Dial: Send + Sync + fmt::Debug {
         endpoint: &Endpoint,
         deadline: Instant,
     ) -> Result<Arc<dyn Transport>, TransportError>;
-}
-
-/// Connects by address, over the transports of this crate.
-#[derive(Clone, Copy, Debug)]
-pub struct AddressDialer {
-    /// What the connections will be used for.
-    pub access: Access,
-    /// What to show to donors.
-    pub token: Token,
 }
 
 /// Bounds of a [`Connector`].
@@ -97,9 +93,9 @@ impl Connector {
     }
 
     /// A connector over [`AddressDialer`] with the default bounds.
-    pub fn by_address(access: Access, token: Token) -> Self {
+    pub fn by_address(access: Access, token: Token, preference: Preference) -> Self {
         Self::new(
-            Arc::new(AddressDialer { access, token }),
+            Arc::new(AddressDialer::new(access, token, preference)),
             ConnectorConfig::default(),
         )
     }
@@ -190,18 +186,19 @@ impl Connector {
         endpoint: &Endpoint,
         deadline: Instant,
     ) -> Result<(Arc<dyn Transport>, bool), TransportError> {
-        let attempt = match self
-            .cache
-            .look_up((endpoint.donor, endpoint.epoch), deadline)?
-        {
-            Lookup::Ready(transport) => return Ok((transport, false)),
-            Lookup::Dial(attempt) => attempt,
-        };
+        let attempt =
+            match self
+                .cache
+                .look_up((endpoint.donor, endpoint.epoch), &endpoint.keys, deadline)?
+            {
+                Lookup::Ready(transport) => return Ok((transport, false)),
+                Lookup::Dial(attempt) => attempt,
+            };
         in_time(deadline)?;
         let limit = deadline.min(Instant::now() + self.config.connect_timeout);
         match self.dial.dial(endpoint, limit) {
             Ok(transport) => {
-                attempt.succeeded(Arc::clone(&transport));
+                attempt.succeeded(Arc::clone(&transport), &endpoint.keys);
                 Ok((transport, true))
             }
             // Too little time was left to this caller: no reason to keep others from trying.
@@ -219,30 +216,6 @@ impl Connector {
                 Err(error)
             }
         }
-    }
-}
-
-impl Dial for AddressDialer {
-    fn dial(
-        &self,
-        endpoint: &Endpoint,
-        deadline: Instant,
-    ) -> Result<Arc<dyn Transport>, TransportError> {
-        let Some(path) = endpoint
-            .addresses
-            .iter()
-            .find_map(|address| shm::path_of(address))
-        else {
-            let reason = "no address of a transport that this process knows";
-            let source = io::Error::new(io::ErrorKind::Unsupported, reason);
-            return Err(unreachable(
-                format!("[{}]", endpoint.addresses.join(", ")),
-                source,
-            ));
-        };
-        let transport =
-            ShmTransport::connect(&path, endpoint.epoch, self.access, self.token, deadline)?;
-        Ok(Arc::new(transport))
     }
 }
 

@@ -4,16 +4,16 @@
 //! answers readers on a unix socket ([`crate::shm::frames`] has the messages). After the answer it
 //! takes no part in what they read and write; it only keeps the connection, to end it when the
 //! epoch ends. The thread, its connections and the time that a silent one may take are bounded.
+//! Readers on other hosts come through a door of their own (`donor/tcp.rs`).
 //!
 //! Who may what: the mode of the socket decides who may connect at all, and of those only root and
 //! the donor's own user get memory that they can write. The others get descriptors that were
 //! opened for reading, of files that only those two may open again.
 
 use std::{
-    fs::File,
-    io::{self, Read as _},
-    os::fd::OwnedFd,
-    path::{Path, PathBuf},
+    io,
+    net::SocketAddr,
+    path::PathBuf,
     sync::{
         Arc,
         atomic::{AtomicBool, AtomicU64, Ordering},
@@ -26,25 +26,31 @@ use nix::sys::eventfd::{EfdFlags, EventFd};
 use parking_lot::{Condvar, Mutex, RwLock};
 
 use crate::{
-    memory::{HugePages, Locked, Memory, MemoryError, REGION_ALIGN_BYTES},
+    memory::{HugePages, REGION_ALIGN_BYTES},
     shm::{
         address_of,
-        frames::{MAX_REGION_BYTES, MAX_REGIONS, Token},
+        frames::{MAX_REGION_BYTES, MAX_REGIONS},
     },
-    transport::{RegionId, RegionInfo},
+    tcp::hook::VerbsHook,
+    token::{RegionKey, Token, random_bytes},
+    transport::RegionInfo,
 };
 
+mod error;
+mod lent;
 mod resize;
 mod service;
 mod socket_file;
+mod tcp;
 
+pub use error::DonorError;
+use lent::lend;
+pub(crate) use lent::{Lending, Lent};
+pub use lent::{region_lens, region_unit};
 use service::Service;
 use socket_file::SocketFile;
-
-/// A region is a multiple of this long, so that few regions hold what many packs are.
-const REGION_STEP_BYTES: u64 = 16 << 20;
-/// Regions that a donor begins with, at most, and one for what is left over.
-const REGIONS_WANTED: u64 = 32;
+use tcp::Door;
+pub use tcp::TcpLimits;
 
 /// What a donor lends and to whom.
 #[derive(Clone, Debug)]
@@ -70,8 +76,13 @@ pub struct DonorConfig {
     pub epoch: Option<u64>,
     /// Mode of the socket: 0600 for root and the donor's user, 0660 for a group of readers.
     pub socket_mode: u32,
-    /// What readers must show; [`Token::NONE`] for nothing.
+    /// What readers on this host must show; [`Token::NONE`] for nothing.
     pub token: Token,
+    /// Where to listen for readers on other hosts; none for readers on this host alone. Those show
+    /// the tokens of [`DonorServer::keys`].
+    pub listen: Vec<SocketAddr>,
+    /// Bounds of what is done for readers on other hosts.
+    pub tcp: TcpLimits,
     /// Connections at one time; one more is told to come back later.
     pub max_connections: usize,
     /// How long a connection may take to say what it wants.
@@ -79,8 +90,9 @@ pub struct DonorConfig {
 }
 
 impl DonorConfig {
-    /// Regions of `lend_bytes` in all ([`region_lens`]), and defaults for the rest: huge pages where there are, memory taken as it is written, mode 0600, no token, 256
-    /// connections, 2 seconds.
+    /// Regions of `lend_bytes` in all ([`region_lens`]), and defaults for the rest: huge pages
+    /// where there are, memory taken as it is written, mode 0600, no token, 256 connections on this
+    /// host, none from others, 2 seconds.
     pub fn new(name: impl Into<String>, socket: impl Into<PathBuf>, lend_bytes: u64) -> Self {
         Self {
             socket: socket.into(),
@@ -92,82 +104,18 @@ impl DonorConfig {
             epoch: None,
             socket_mode: 0o600,
             token: Token::NONE,
+            listen: Vec::new(),
+            tcp: TcpLimits::default(),
             max_connections: 256,
             handshake_timeout: Duration::from_secs(2),
         }
     }
 }
 
-/// The length of a region when up to `lend_bytes` are to be lent: a 32nd of that, in steps of
-/// 16 MiB. Half of the regions that a donor may have are left for growing in other steps.
-pub fn region_unit(lend_bytes: u64) -> u64 {
-    let step = REGION_STEP_BYTES;
-    let unit = (lend_bytes / REGIONS_WANTED)
-        .div_ceil(step)
-        .saturating_mul(step);
-    unit.clamp(step, MAX_REGION_BYTES)
-}
-
-/// `lend_bytes`, rounded down to what can be lent, as regions of [`region_unit`] each; what is left
-/// over is a smaller one.
-pub fn region_lens(lend_bytes: u64) -> Vec<u64> {
-    let all = lend_bytes - lend_bytes % REGION_ALIGN_BYTES;
-    let unit = region_unit(all);
-    let mut lens = vec![
-        unit;
-        usize::try_from(all / unit)
-            .unwrap_or(usize::MAX)
-            .min(MAX_REGIONS)
-    ];
-    if all % unit > 0 {
-        lens.push(all % unit);
-    }
-    lens
-}
-
-/// A donor could not start, or not go on.
-#[derive(Debug, thiserror::Error)]
-pub enum DonorError {
-    /// The configuration makes no sense.
-    #[error("donor {name}: {what}")]
-    Config {
-        /// Name of the donor.
-        name: String,
-        /// What is wrong.
-        what: String,
-    },
-    /// Somebody else answers on the socket.
-    #[error("another donor is alive on {}", .0.display())]
-    InUse(PathBuf),
-    /// Something that is no socket lies where the socket should be; it was left alone.
-    #[error("{} is there and not a socket", .0.display())]
-    NotASocket(PathBuf),
-    /// Memory could not be had.
-    #[error("donor {name} cannot lend its memory")]
-    Memory {
-        /// Name of the donor.
-        name: String,
-        /// Why.
-        #[source]
-        source: MemoryError,
-    },
-    /// A system call failed.
-    #[error("{what} failed for {}", path.display())]
-    Io {
-        /// What was tried.
-        what: &'static str,
-        /// The socket or file.
-        path: PathBuf,
-        /// Why.
-        #[source]
-        source: io::Error,
-    },
-}
-
 /// Numbers of a donor since its start.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct DonorStats {
-    /// Readers that hold its memory now.
+    /// Connections of readers that it serves now.
     pub readers: u64,
     /// Connections accepted.
     pub accepted: u64,
@@ -180,6 +128,7 @@ pub struct DonorStats {
 pub struct DonorServer {
     shared: Arc<Shared>,
     thread: Option<JoinHandle<()>>,
+    door: Option<Door>,
     /// Keeps [`DonorServer::renew`] from running twice at a time.
     renewing: Mutex<()>,
 }
@@ -189,6 +138,8 @@ struct Shared {
     config: DonorConfig,
     /// `None` between two epochs.
     lent: RwLock<Option<Arc<Lent>>>,
+    /// Sets up queue pairs for readers on other hosts, where this host has RDMA.
+    verbs: Option<Arc<dyn VerbsHook>>,
     epoch: AtomicU64,
     /// Changes of what is lent in one epoch, and how many of those every reader was told.
     changes: AtomicU64,
@@ -199,37 +150,6 @@ struct Shared {
     readers: AtomicU64,
     accepted: AtomicU64,
     turned_away: AtomicU64,
-}
-
-/// What is lent in one epoch. A region that comes or goes makes a new one of these.
-#[derive(Debug)]
-struct Lent {
-    epoch: u64,
-    /// By growing id.
-    regions: Vec<Arc<Lending>>,
-    /// Id of the next region: none is used twice in an epoch.
-    next: u32,
-}
-
-impl Lent {
-    /// The region of this id.
-    fn get(&self, id: RegionId) -> Option<&Lending> {
-        let found = self
-            .regions
-            .binary_search_by_key(&id, |region| region.info.id);
-        let region = found.ok().and_then(|index| self.regions.get(index));
-        region.map(Arc::as_ref)
-    }
-}
-
-#[derive(Debug)]
-struct Lending {
-    info: RegionInfo,
-    /// Keeps its pages from being swapped out, where that was asked for; let go before the memory
-    /// is given back.
-    locked: Mutex<Option<Locked>>,
-    memory: Memory,
-    read_only: OwnedFd,
 }
 
 impl DonorServer {
@@ -258,6 +178,7 @@ impl DonorServer {
         let shared = Arc::new(Shared {
             config,
             lent: RwLock::new(Some(Arc::new(lent))),
+            verbs: None,
             epoch: AtomicU64::new(epoch),
             changes: AtomicU64::new(0),
             told: Mutex::new(0),
@@ -270,6 +191,7 @@ impl DonorServer {
         });
         file.listen(&listener)
             .map_err(|source| io("listen", source))?;
+        let door = Door::open(&shared)?;
         let service = Service::new(Arc::clone(&shared), listener, file);
         let thread = thread::Builder::new()
             .name("harbour-donor".to_owned())
@@ -279,6 +201,7 @@ impl DonorServer {
         Ok(Self {
             shared,
             thread: Some(thread),
+            door,
             renewing: Mutex::new(()),
         })
     }
@@ -298,6 +221,21 @@ impl DonorServer {
             .collect()
     }
 
+    /// The tokens that open its regions, by growing id: for metad, and for nobody's log.
+    pub fn keys(&self) -> Vec<RegionKey> {
+        let lent = self.shared.lent.read().clone();
+        lent.iter()
+            .flat_map(|lent| &lent.regions)
+            .map(|region| region.key)
+            .collect()
+    }
+
+    /// Where it listens for readers on other hosts, as bound: ports that were 0 are known here,
+    /// addresses that mean all of a host's still mean that.
+    pub fn listening(&self) -> &[SocketAddr] {
+        self.door.as_ref().map_or(&[], Door::addresses)
+    }
+
     /// Where readers on this host find it: `"shm:/run/harbour/donor.sock"`.
     pub fn address(&self) -> String {
         address_of(&self.shared.config.socket)
@@ -311,7 +249,8 @@ impl DonorServer {
     /// Numbers since the start.
     pub fn stats(&self) -> DonorStats {
         DonorStats {
-            readers: self.shared.readers.load(Ordering::Relaxed),
+            readers: self.shared.readers.load(Ordering::Relaxed)
+                + self.door.as_ref().map_or(0, |door| door.readers() as u64),
             accepted: self.shared.accepted.load(Ordering::Relaxed),
             turned_away: self.shared.turned_away.load(Ordering::Relaxed),
         }
@@ -342,6 +281,9 @@ impl DonorServer {
         let before = self.shared.lent.write().take();
         self.shared.epoch.store(epoch, Ordering::Release);
         self.shared.wake();
+        if let Some(door) = &self.door {
+            door.revoke();
+        }
         if let Some(before) = before {
             resize::give_back(&config.name, &before.regions);
         }
@@ -364,6 +306,7 @@ impl DonorServer {
     fn end(&mut self) {
         self.shared.stop.store(true, Ordering::Release);
         self.shared.wake();
+        self.door = None;
         if let Some(thread) = self.thread.take()
             && thread.join().is_err()
         {
@@ -387,49 +330,6 @@ impl Shared {
             // EAGAIN: the counter is at its end, so a wake is pending anyway.
             tracing::trace!(%error, "a wake was not counted");
         }
-    }
-}
-
-fn lend(config: &DonorConfig, epoch: u64, lens: &[u64]) -> Result<Lent, DonorError> {
-    let memory = |source| DonorError::Memory {
-        name: config.name.clone(),
-        source,
-    };
-    let mut regions = Vec::with_capacity(lens.len());
-    let mut next = 0;
-    for len in lens.iter().copied() {
-        let region = Lending::new(config, RegionId(next), len).map_err(memory)?;
-        regions.push(Arc::new(region));
-        next += 1;
-    }
-    Ok(Lent {
-        epoch,
-        regions,
-        next,
-    })
-}
-
-impl Lending {
-    /// Takes the memory of one region.
-    fn new(config: &DonorConfig, id: RegionId, len: u64) -> Result<Self, MemoryError> {
-        let memory = Memory::new(len, config.huge, config.populate)?;
-        let read_only = memory.read_only().map_err(|source| MemoryError::Call {
-            call: "opening /proc/self/fd",
-            len,
-            source,
-        })?;
-        let locked = config.lock.then(|| Locked::take(&memory)).flatten();
-        let info = RegionInfo {
-            id,
-            len,
-            huge_pages: memory.huge_pages(),
-        };
-        Ok(Self {
-            info,
-            locked: Mutex::new(locked),
-            memory,
-            read_only,
-        })
     }
 }
 
@@ -477,17 +377,16 @@ fn check_regions(name: &str, regions: &[u64]) -> Result<(), DonorError> {
 
 /// Random, not 0, and below 2^63 so that signed databases hold it.
 fn random_epoch() -> Result<u64, DonorError> {
-    let path = Path::new("/dev/urandom");
-    let io = |source| DonorError::Io {
-        what: "reading random bytes",
-        path: path.to_owned(),
-        source,
-    };
-    let mut bytes = [0; 8];
-    File::open(path)
-        .and_then(|mut file| file.read_exact(&mut bytes))
-        .map_err(io)?;
+    let bytes = random(random_bytes)?;
     Ok((u64::from_le_bytes(bytes) >> 1).max(1))
+}
+
+fn random<T>(draw: impl FnOnce() -> io::Result<T>) -> Result<T, DonorError> {
+    draw().map_err(|source| DonorError::Io {
+        what: "reading random bytes",
+        path: "/dev/urandom".into(),
+        source,
+    })
 }
 
 #[cfg(test)]

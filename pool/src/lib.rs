@@ -17,10 +17,14 @@
 pub mod connector;
 pub mod donor;
 pub mod faulty;
+pub mod host;
 pub mod local;
 mod memory;
 pub mod shm;
 mod sys;
+pub mod tcp;
+pub mod token;
 pub mod transport;
+mod wire;
 
 pub use memory::{HugePages, MemoryError, REGION_ALIGN_BYTES};

@@ -188,6 +188,11 @@ impl Memory {
         self.file.write_all_at(from, offset)
     }
 
+    /// Reads through the file: for who has no mapping.
+    pub(crate) fn read_at(&self, into: &mut [u8], offset: u64) -> io::Result<()> {
+        self.file.read_exact_at(into, offset)
+    }
+
     /// A second descriptor that can neither write nor be mapped for writing. The file's mode keeps
     /// all but the owner and root from reopening it for more.
     pub(crate) fn read_only(&self) -> io::Result<OwnedFd> {

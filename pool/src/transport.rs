@@ -55,14 +55,20 @@ pub enum TransportKind {
     Local,
     /// A donor's memfd, mapped.
     Shm,
+    /// RDMA over ibverbs.
+    Verbs,
+    /// A donor's process, over the network.
+    Tcp,
 }
 
 impl TransportKind {
-    /// The word used in addresses and for people: `"local"`, `"shm"`.
+    /// The word used in addresses and for people: `"local"`, `"shm"`, `"verbs"`, `"tcp"`.
     pub const fn name(self) -> &'static str {
         match self {
             Self::Local => "local",
             Self::Shm => "shm",
+            Self::Verbs => "verbs",
+            Self::Tcp => "tcp",
         }
     }
 }

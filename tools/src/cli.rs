@@ -1,10 +1,10 @@
 //! The command line.
 
-use std::path::PathBuf;
+use std::{net::SocketAddr, path::PathBuf};
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
-use crate::config;
+use crate::{advertise::Advertised, config};
 
 /// Unpacks container images once, keeps them in memory that hosts lend, and serves them as
 /// directories.
@@ -92,6 +92,13 @@ pub struct Up {
     /// Keys of the donor.
     #[command(flatten)]
     pub donor: config::DonorKeys,
+    /// Lend to other hosts too, on this TCP address; may be given several times (key `listen`)
+    #[arg(long, value_name = "ADDR")]
+    pub donor_listen: Vec<SocketAddr>,
+    /// Where other hosts find the donor, IP or IP:PORT, when that is not where it listens
+    /// (key `advertise`)
+    #[arg(long, value_name = "IP[:PORT]")]
+    pub donor_advertise: Vec<Advertised>,
     /// Keys of the node.
     #[command(flatten)]
     pub node: config::NodeKeys,
@@ -179,6 +186,14 @@ pub struct DonorArgs {
     /// Keys of the donor.
     #[command(flatten)]
     pub keys: config::DonorKeys,
+    /// Lend to other hosts too, on this TCP address, like 192.0.2.1:7481, [::]:7481; may be given several
+    /// times [default: to this host alone]
+    #[arg(long, value_name = "ADDR")]
+    pub listen: Vec<SocketAddr>,
+    /// Where other hosts find this donor, when that is not where it listens; may be given several times
+    /// [default: the addresses of --listen; for 0.0.0.0 and [::], the one that metad is reached from]
+    #[arg(long, value_name = "IP[:PORT]")]
+    pub advertise: Vec<Advertised>,
     /// End when the parent ends.
     #[arg(long, hide = true)]
     pub supervised: bool,

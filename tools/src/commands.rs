@@ -17,10 +17,11 @@ use std::{io::IsTerminal as _, process::ExitCode, time::Duration};
 use anyhow::Context as _;
 use clap::CommandFactory as _;
 use harbour_metad_client::{Client, Endpoint};
+use harbour_pool::connector::Preference;
 
 use crate::{
     cli::{Cli, Command},
-    config::{File, Places},
+    config::{File, Places, TransportChoice},
     failure::{self, Code},
     output,
     stop::Stop,
@@ -114,6 +115,11 @@ impl Context {
             .enable_all()
             .build()
             .context("cannot start the runtime")
+    }
+
+    /// Which transports a part may use whose section of the file says `section`.
+    pub fn preference(&self, section: Option<TransportChoice>) -> Preference {
+        self.file.preference(self.places.transport, section)
     }
 
     /// Where metad is.

@@ -6,15 +6,17 @@
 
 use std::{
     collections::BTreeMap,
+    net::SocketAddr,
     path::{Path, PathBuf},
     time::Duration,
 };
 
 use anyhow::Context as _;
 use clap::Args;
+use harbour_pool::{connector::Preference, transport::TransportKind};
 use serde::Deserialize;
 
-use crate::{failure, size::Size};
+use crate::{advertise::Advertised, failure, size::Size};
 
 /// Where a configuration file is looked for when none is named.
 pub const DEFAULT_FILE: &str = "/etc/harbour/harbour.toml";
@@ -51,6 +53,10 @@ section! {
         /// Metadata daemon: unix:/PATH or http://HOST:PORT [default: unix:RUN_DIR/metad.sock]
         #[arg(long, global = true, value_name = "URL", env = "HARBOUR_METAD")]
         metad: String,
+        /// How bytes travel between donors and this host: auto (shared memory on one host, verbs where both
+        /// ends have RDMA, else tcp), or only shm, verbs, tcp [default: auto]
+        #[arg(long, global = true, value_name = "KIND", env = "HARBOUR_TRANSPORT")]
+        transport: TransportChoice,
     }
 }
 
@@ -78,6 +84,15 @@ section! {
         /// Back the memory with huge pages: auto (when enough are free), never, require [default: auto]
         #[arg(long, value_name = "WHEN")]
         huge_pages: HugePages,
+        /// As [`Paths::transport`], for what this donor reads from others.
+        #[arg(skip)]
+        transport: TransportChoice,
+        /// `--listen` of `donor`, `--donor-listen` of `up`.
+        #[arg(skip)]
+        listen: Vec<SocketAddr>,
+        /// `--advertise` of `donor`, `--donor-advertise` of `up`.
+        #[arg(skip)]
+        advertise: Vec<Advertised>,
     }
 }
 
@@ -99,6 +114,9 @@ section! {
         /// Do not check digests of what the pool gives. For benchmarks only: wrong bytes become visible
         #[arg(long, value_name = "BOOL", num_args = 0..=1, default_missing_value = "true")]
         unsafe_no_verify: bool,
+        /// As [`Paths::transport`].
+        #[arg(skip)]
+        transport: TransportChoice,
     }
 }
 
@@ -120,6 +138,9 @@ section! {
         /// Certificate authority to trust besides the system's, a PEM file
         #[arg(long, value_name = "FILE")]
         ca_file: PathBuf,
+        /// As [`Paths::transport`].
+        #[arg(skip)]
+        transport: TransportChoice,
     }
 }
 
@@ -133,6 +154,42 @@ pub enum HugePages {
     Never,
     /// Fail when there are not enough.
     Require,
+}
+
+/// Which transports may be used.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "snake_case")]
+pub enum TransportChoice {
+    /// The best that both ends share.
+    Auto,
+    /// Shared memory alone.
+    Shm,
+    /// RDMA alone.
+    Verbs,
+    /// TCP alone.
+    Tcp,
+}
+
+impl TransportChoice {
+    /// The word for it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Auto => "auto",
+            Self::Shm => "shm",
+            Self::Verbs => "verbs",
+            Self::Tcp => "tcp",
+        }
+    }
+
+    /// The same for the pool.
+    pub fn preference(self) -> Preference {
+        match self {
+            Self::Auto => Preference::Auto,
+            Self::Shm => Preference::Only(TransportKind::Shm),
+            Self::Verbs => Preference::Only(TransportKind::Verbs),
+            Self::Tcp => Preference::Only(TransportKind::Tcp),
+        }
+    }
 }
 
 /// Whether images are mounted with the kernel's EROFS too.
@@ -169,6 +226,8 @@ pub struct File {
     pub mount: Option<PathBuf>,
     /// As [`Paths::metad`]: the daemon to ask.
     pub metad_url: Option<String>,
+    /// As [`Paths::transport`], for every part whose section does not say otherwise.
+    pub transport: Option<TransportChoice>,
     /// `[metad]`
     pub metad: MetadKeys,
     /// `[donor]`
@@ -213,7 +272,19 @@ impl File {
             run_dir: self.run_dir.clone(),
             mount: self.mount.clone(),
             metad: self.metad_url.clone(),
+            // Not here: a section's key stands between the flag and this one.
+            transport: None,
         }
+    }
+
+    /// Which transports may be used: by the flag, else by the part's section, else by the file.
+    pub fn preference(
+        &self,
+        flag: Option<TransportChoice>,
+        section: Option<TransportChoice>,
+    ) -> Preference {
+        let choice = flag.or(section).or(self.transport);
+        choice.map_or(Preference::Auto, TransportChoice::preference)
     }
 }
 
@@ -228,6 +299,8 @@ pub struct Places {
     pub mount: PathBuf,
     /// Metad's address.
     pub metad: String,
+    /// Which transports may be used, where a flag says so.
+    pub transport: Option<TransportChoice>,
 }
 
 impl Places {
@@ -244,6 +317,7 @@ impl Places {
                 .unwrap_or_else(|| format!("unix:{}", run.join("metad.sock").display())),
             state: absolute(paths.state_dir, "/var/lib/harbour")?,
             mount: absolute(paths.mount, "/harbour")?,
+            transport: paths.transport,
             run,
         })
     }
@@ -293,7 +367,7 @@ impl Places {
 
     /// These places as flags for a child process.
     pub fn flags(&self) -> Vec<std::ffi::OsString> {
-        vec![
+        let mut flags: Vec<std::ffi::OsString> = vec![
             "--state-dir".into(),
             self.state.clone().into(),
             "--run-dir".into(),
@@ -302,7 +376,11 @@ impl Places {
             self.mount.clone().into(),
             "--metad".into(),
             self.metad.clone().into(),
-        ]
+        ];
+        if let Some(transport) = self.transport {
+            flags.extend(["--transport".into(), transport.name().into()]);
+        }
+        flags
     }
 }
 

@@ -5,6 +5,7 @@
 //! a sentence, a next step and an exit code here ([`failure`]).
 #![forbid(unsafe_code)]
 
+pub mod advertise;
 pub mod bounded;
 pub mod cli;
 pub mod commands;

@@ -1,29 +1,33 @@
 //! The pool as this process sees it: donors by metad's number, over whatever transport reaches them.
 
 use std::{
-    collections::HashMap,
-    sync::{PoisonError, RwLock},
+    collections::{BTreeMap, HashMap},
+    sync::{Arc, PoisonError, RwLock},
     time::Instant,
 };
 
 use harbour_metad_client::v1;
 use harbour_pool::{
-    connector::{Connector, Endpoint},
-    shm::frames::Token,
+    connector::{AddressDialer, Connector, ConnectorConfig, Endpoint, Preference},
+    token::{RegionKey, Token},
     transport::{Access, Read, RegionId, TransportError, Write},
 };
 
 /// Donors that were heard of, and connections to them.
 pub struct Link {
+    dialer: Arc<AddressDialer>,
     connector: Connector,
     donors: RwLock<HashMap<u64, Endpoint>>,
 }
 
 impl Link {
-    /// A link that may read, and write too when `access` says so.
-    pub fn new(access: Access) -> Self {
+    /// A link that may read, and write too when `access` says so, over the transports that
+    /// `preference` allows.
+    pub fn new(access: Access, preference: Preference) -> Self {
+        let dialer = Arc::new(AddressDialer::new(access, Token::NONE, preference));
         Self {
-            connector: Connector::by_address(access, Token::NONE),
+            connector: Connector::new(Arc::clone(&dialer) as _, ConnectorConfig::default()),
+            dialer,
             donors: RwLock::default(),
         }
     }
@@ -41,6 +45,7 @@ impl Link {
                     donor: donor.id,
                     epoch: donor.epoch,
                     addresses: donor.addresses.clone(),
+                    keys: donor.regions.iter().map(key).collect(),
                 },
             );
         }
@@ -83,15 +88,24 @@ impl Link {
         self.connector.read(&endpoint, batch, deadline)
     }
 
-    /// How bytes from that donor travel.
+    /// How bytes from that donor travel: over the connection to it, else over the one that would
+    /// be tried first.
     pub fn describe(&self, donor: u64) -> String {
+        let kind = self.connector.kind(donor).or_else(|| {
+            let known = self.donors.read().unwrap_or_else(PoisonError::into_inner);
+            let endpoint = known.get(&donor)?;
+            self.dialer.first_choice(&endpoint.addresses)
+        });
+        kind.map_or("unknown", |kind| kind.name()).to_owned()
+    }
+
+    /// The transport of every donor that there is a connection to, by metad's number.
+    pub fn transports(&self) -> BTreeMap<u64, &'static str> {
         let known = self.donors.read().unwrap_or_else(PoisonError::into_inner);
         known
-            .get(&donor)
-            .and_then(|endpoint| endpoint.addresses.first())
-            .and_then(|address| address.split(':').next())
-            .unwrap_or("unknown")
-            .to_owned()
+            .keys()
+            .filter_map(|donor| Some((*donor, self.connector.kind(*donor)?.name())))
+            .collect()
     }
 
     fn endpoint(&self, donor: u64, epoch: u64) -> Result<Endpoint, TransportError> {
@@ -112,5 +126,13 @@ impl Link {
             });
         }
         Ok(endpoint.clone())
+    }
+}
+
+fn key(region: &v1::Region) -> RegionKey {
+    RegionKey {
+        region: RegionId(region.id),
+        read: Token::from_bytes(&region.read_token),
+        write: Token::from_bytes(&region.write_token),
     }
 }

@@ -23,6 +23,17 @@ mod stream;
 )]
 pub mod v1 {
     tonic::include_proto!("harbour.v1");
+
+    /// Tokens are left out: what is formatted ends in logs.
+    impl std::fmt::Debug for Region {
+        fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+            f.debug_struct("Region")
+                .field("id", &self.id)
+                .field("len", &self.len)
+                .field("huge_pages", &self.huge_pages)
+                .finish_non_exhaustive()
+        }
+    }
 }
 
 pub use connect::Client;

@@ -18,7 +18,7 @@ impl Engine {
         for donor in read.donors()? {
             again.add_donor(
                 donor.id,
-                donor.regions.iter().map(|(id, len, _)| (*id, *len)),
+                donor.regions.iter().map(|region| (region.id, region.len)),
             );
         }
         let mut places: BTreeMap<Place, Book> = BTreeMap::new();

@@ -12,6 +12,7 @@ use super::{
     Around, Engine,
     collect::{Reach, collect},
     commit::name_row,
+    donors::Tokens,
 };
 use crate::{
     error::{Error, hash},
@@ -115,7 +116,8 @@ impl Engine {
             }
             let mut donors = Vec::with_capacity(seen.len());
             for id in seen {
-                donors.extend(read.donor(id)?.map(super::donors::message));
+                let row = read.donor(id)?;
+                donors.extend(row.map(|row| super::donors::message(row, Tokens::Read)));
             }
             Ok(v1::LocateReply {
                 packs,
@@ -161,6 +163,7 @@ impl Engine {
         state: &super::State,
         read: &crate::store::Read<'_>,
         only: Option<&HashSet<u64>>,
+        tokens: Tokens,
     ) -> Result<Vec<v1::Donor>, Error> {
         let now_ms = self.now_ms();
         let heard: HashMap<u64, u64> = state
@@ -190,7 +193,7 @@ impl Engine {
             v1::Donor {
                 heard_ms_ago,
                 used_bytes,
-                ..super::donors::message(row)
+                ..super::donors::message(row, tokens)
             }
         });
         Ok(messages.collect())

@@ -8,7 +8,7 @@ use super::{Effects, Engine, state::DonorLease, state::State};
 use crate::{
     error::{Error, text},
     space::{ALIGN, Book},
-    store::{DonorRow, ExtentRow, Sync, Tx},
+    store::{DonorRow, ExtentRow, RegionRow, Sync, Tx},
 };
 
 /// Donors that are known at a time. With the bounds below, a list of all fits a frame.
@@ -20,12 +20,34 @@ const ADDRESSES_MAX: usize = 8;
 /// Length of a region in bytes: what an address of a reader can span.
 const REGION_BYTES_MAX: u64 = 1 << 48;
 
+/// Length of a region's token.
+const TOKEN_BYTES: usize = 32;
+
+/// Which tokens go with a donor's regions: only who is to read or write there gets any.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Tokens {
+    /// A list for people.
+    None,
+    /// To read packs.
+    Read,
+    /// To write packs, and read them.
+    Both,
+}
+
 /// What the store knows of a donor, as the wire has it.
-pub(super) fn message(row: DonorRow) -> v1::Donor {
-    let region = |(id, len, huge_pages)| v1::Region {
-        id,
-        len,
-        huge_pages,
+pub(super) fn message(row: DonorRow, tokens: Tokens) -> v1::Donor {
+    let region = |row: RegionRow| v1::Region {
+        id: row.id,
+        len: row.len,
+        huge_pages: row.huge,
+        read_token: match tokens {
+            Tokens::None => Vec::new(),
+            Tokens::Read | Tokens::Both => row.read_token,
+        },
+        write_token: match tokens {
+            Tokens::None | Tokens::Read => Vec::new(),
+            Tokens::Both => row.write_token,
+        },
     };
     v1::Donor {
         id: row.id,
@@ -71,6 +93,15 @@ fn checked(donor: &v1::Donor) -> Result<DonorRow, Error> {
         if !seen.insert(region.id) {
             return Err(named(format!("region {} is named twice", region.id)));
         }
+        for token in [&region.read_token, &region.write_token] {
+            if !token.is_empty() && token.len() != TOKEN_BYTES {
+                return Err(named(format!(
+                    "a token of region {} of {} bytes: {TOKEN_BYTES} or none are allowed",
+                    region.id,
+                    token.len()
+                )));
+            }
+        }
     }
     Ok(DonorRow {
         id: 0,
@@ -81,7 +112,13 @@ fn checked(donor: &v1::Donor) -> Result<DonorRow, Error> {
         regions: donor
             .regions
             .iter()
-            .map(|region| (region.id, region.len, region.huge_pages))
+            .map(|region| RegionRow {
+                id: region.id,
+                len: region.len,
+                huge: region.huge_pages,
+                read_token: region.read_token.clone(),
+                write_token: region.write_token.clone(),
+            })
             .collect(),
     })
 }
@@ -149,7 +186,11 @@ impl Engine {
 
     /// Everything that lies with a donor must lie inside of what it lends now.
     fn check_kept(&self, state: &State, row: &DonorRow) -> Result<(), Error> {
-        let lens: HashMap<u32, u64> = row.regions.iter().map(|(id, len, _)| (*id, *len)).collect();
+        let lens: HashMap<u32, u64> = row
+            .regions
+            .iter()
+            .map(|region| (region.id, region.len))
+            .collect();
         let extents = state.writer.read().extents_of_donor(row.id)?;
         let waiting = state
             .quarantine
@@ -172,9 +213,10 @@ impl Engine {
     /// Builds a donor's free map from what the store has.
     fn rebuild(&self, state: &mut State, row: &DonorRow) -> Result<(), Error> {
         let extents = state.writer.read().extents_of_donor(row.id)?;
-        state
-            .space
-            .add_donor(row.id, row.regions.iter().map(|(id, len, _)| (*id, *len)));
+        state.space.add_donor(
+            row.id,
+            row.regions.iter().map(|region| (region.id, region.len)),
+        );
         let claims = extents.iter().map(|extent: &ExtentRow| {
             (
                 extent.place,
@@ -280,7 +322,7 @@ impl Engine {
     /// All donors.
     pub fn list_donors(&self) -> Result<v1::ListDonorsReply, Error> {
         let state = self.lock();
-        let donors = self.donor_messages(&state, &state.writer.read(), None)?;
+        let donors = self.donor_messages(&state, &state.writer.read(), None, Tokens::None)?;
         Ok(v1::ListDonorsReply { donors })
     }
 }

@@ -6,6 +6,7 @@ use harbour_metad_client::{RESERVE_MAX, v1};
 
 use super::{
     Around, Engine,
+    donors::Tokens,
     evict::{Asked, Room, exhausted},
     state::State,
 };
@@ -290,7 +291,8 @@ impl Engine {
                 extents: extents.collect(),
             });
         }
-        let donors = self.donor_messages(state, &state.writer.read(), Some(&donors))?;
+        let donors =
+            self.donor_messages(state, &state.writer.read(), Some(&donors), Tokens::Both)?;
         Ok(v1::ReserveReply { packs, donors })
     }
 }

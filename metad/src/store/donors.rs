@@ -13,8 +13,26 @@ pub(crate) struct DonorRow {
     pub(crate) epoch: u64,
     pub(crate) addresses: Vec<String>,
     pub(crate) live: bool,
-    /// Region, length in bytes, huge pages.
-    pub(crate) regions: Vec<(u32, u64, bool)>,
+    pub(crate) regions: Vec<RegionRow>,
+}
+
+/// A region of a donor.
+#[derive(Clone, PartialEq, Eq)]
+pub(crate) struct RegionRow {
+    pub(crate) id: u32,
+    pub(crate) len: u64,
+    pub(crate) huge: bool,
+    /// 32 bytes, or none for a donor that readers on its own host alone can reach.
+    pub(crate) read_token: Vec<u8>,
+    /// The same for writing.
+    pub(crate) write_token: Vec<u8>,
+}
+
+/// Without the tokens.
+impl std::fmt::Debug for RegionRow {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}: {} bytes, huge {}", self.id, self.len, self.huge)
+    }
 }
 
 impl Read<'_> {
@@ -55,10 +73,16 @@ impl Read<'_> {
             return Ok(None);
         };
         let mut ask = self.connection.prepare_cached(
-            "SELECT region, len, huge FROM regions WHERE donor = ?1 ORDER BY region",
+            "SELECT region, len, huge, read_token, write_token FROM regions WHERE donor = ?1 ORDER BY region",
         )?;
         let rows = ask.query_map([to_sql(id)], |row| {
-            Ok((row.get(0)?, from_sql(row.get(1)?), row.get(2)?))
+            Ok(RegionRow {
+                id: row.get(0)?,
+                len: from_sql(row.get(1)?),
+                huge: row.get(2)?,
+                read_token: row.get(3)?,
+                write_token: row.get(4)?,
+            })
         })?;
         donor.regions = rows.collect::<Result<_, _>>()?;
         Ok(Some(donor))
@@ -102,10 +126,18 @@ impl Tx<'_> {
         };
         self.delete_regions(id)?;
         let mut add = self.connection.prepare_cached(
-            "INSERT INTO regions (donor, region, len, huge) VALUES (?1, ?2, ?3, ?4)",
+            "INSERT INTO regions (donor, region, len, huge, read_token, write_token)
+             VALUES (?1, ?2, ?3, ?4, ?5, ?6)",
         )?;
-        for (region, len, huge) in &donor.regions {
-            add.execute((to_sql(id), region, to_sql(*len), huge))?;
+        for region in &donor.regions {
+            add.execute((
+                to_sql(id),
+                region.id,
+                to_sql(region.len),
+                region.huge,
+                &region.read_token,
+                &region.write_token,
+            ))?;
         }
         Ok(id)
     }

@@ -7,7 +7,7 @@ use rusqlite::{Connection, TransactionBehavior};
 use crate::error::Error;
 
 /// One entry for each version; never changed once released.
-const MIGRATIONS: &[&str] = &[V1];
+const MIGRATIONS: &[&str] = &[V1, V2];
 
 /// States of a layer or image row: 0 staged by a pull, 1 visible, 2 out of sight and held by a
 /// reader. Extents with a pull are reserved, without one they are committed.
@@ -188,6 +188,12 @@ CREATE VIEW live_extents AS
     SELECT e.id, e.pack, e.donor, d.epoch, e.region, e.off, e.len
     FROM extents e JOIN donors d ON d.id = e.donor
     WHERE e.pull IS NULL AND d.live = 1;
+";
+
+/// Tokens of regions, which readers on other hosts show.
+const V2: &str = "
+ALTER TABLE regions ADD COLUMN read_token BLOB NOT NULL DEFAULT x'';
+ALTER TABLE regions ADD COLUMN write_token BLOB NOT NULL DEFAULT x'';
 ";
 
 /// Brings the database at `path` to this program's version, one transaction a step.

@@ -101,6 +101,7 @@ pub(crate) async fn donor(client: &Client, name: &str, epoch: u64, len: u64) -> 
             id: 0,
             len,
             huge_pages: false,
+            ..Default::default()
         }],
         ..Default::default()
     };

@@ -5,7 +5,10 @@ use std::{collections::HashMap, io, sync::Arc, time::Instant};
 use parking_lot::{Condvar, Mutex};
 
 use super::ConnectorConfig;
-use crate::transport::{Transport, TransportError, refused, unreachable};
+use crate::{
+    token::RegionKey,
+    transport::{RegionId, Transport, TransportError, refused, unreachable},
+};
 
 /// Donor and epoch.
 pub(super) type Key = (u64, u64);
@@ -36,8 +39,15 @@ struct Slot {
 #[derive(Debug)]
 enum State {
     Dialing,
-    Ready(Arc<dyn Transport>),
-    Aside { until: Instant, why: Failure },
+    Ready {
+        transport: Arc<dyn Transport>,
+        /// Regions whose keys it was made with.
+        regions: Vec<RegionId>,
+    },
+    Aside {
+        until: Instant,
+        why: Failure,
+    },
 }
 
 /// A [`TransportError`] that can be given to many callers.
@@ -83,11 +93,12 @@ impl Cache {
         }
     }
 
-    /// A connection, an error to sit out, or the task to connect. Waits for an attempt that is
-    /// under way, and for room when every slot has one.
+    /// A connection made with all of `keys`, an error to sit out, or the task to connect. Waits for
+    /// an attempt that is under way, and for room when every slot has one.
     pub(super) fn look_up(
         &self,
         key: Key,
+        keys: &[RegionKey],
         deadline: Instant,
     ) -> Result<Lookup<'_>, TransportError> {
         let mut slots = self.slots.lock();
@@ -98,7 +109,10 @@ impl Cache {
                 Some(slot) => {
                     slot.used = clock;
                     match &slot.state {
-                        State::Ready(transport) => return Ok(Lookup::Ready(Arc::clone(transport))),
+                        State::Ready { transport, regions } if knows(regions, keys) => {
+                            return Ok(Lookup::Ready(Arc::clone(transport)));
+                        }
+                        State::Ready { .. } => Some(0),
                         State::Aside { until, why } if Instant::now() < *until => {
                             return Err(why.error());
                         }
@@ -125,7 +139,7 @@ impl Cache {
             };
             if !wait {
                 let failures = failures.unwrap_or_default();
-                slots.by_key.insert(
+                let before = slots.by_key.insert(
                     key,
                     Slot {
                         state: State::Dialing,
@@ -133,6 +147,8 @@ impl Cache {
                         failures,
                     },
                 );
+                drop(slots);
+                drop(before);
                 return Ok(Lookup::Dial(Attempt {
                     cache: self,
                     key,
@@ -150,7 +166,7 @@ impl Cache {
         let slots = self.slots.lock();
         let of_donor = slots.by_key.iter().filter(|((id, _), _)| *id == donor);
         let ready = of_donor.filter_map(|(_, slot)| match &slot.state {
-            State::Ready(transport) => Some((slot.used, transport)),
+            State::Ready { transport, .. } => Some((slot.used, transport)),
             State::Dialing | State::Aside { .. } => None,
         });
         ready
@@ -228,6 +244,10 @@ impl Cache {
     }
 }
 
+fn knows(regions: &[RegionId], keys: &[RegionKey]) -> bool {
+    keys.iter().all(|key| regions.contains(&key.region))
+}
+
 enum Room {
     Free,
     /// After this one went.
@@ -254,19 +274,21 @@ impl Slots {
     fn holds(&self, key: Key, transport: &Arc<dyn Transport>) -> bool {
         let slot = self.by_key.get(&key);
         slot.is_some_and(
-            |slot| matches!(&slot.state, State::Ready(held) if Arc::ptr_eq(held, transport)),
+            |slot| matches!(&slot.state, State::Ready { transport: held, .. } if Arc::ptr_eq(held, transport)),
         )
     }
 }
 
 impl Attempt<'_> {
-    pub(super) fn succeeded(self, transport: Arc<dyn Transport>) {
+    /// The connection was made with `keys`.
+    pub(super) fn succeeded(self, transport: Arc<dyn Transport>, keys: &[RegionKey]) {
+        let regions = keys.iter().map(|key| key.region).collect();
         let mut slots = self.cache.slots.lock();
         let used = slots.clock;
         slots.by_key.insert(
             self.key,
             Slot {
-                state: State::Ready(transport),
+                state: State::Ready { transport, regions },
                 used,
                 failures: 0,
             },

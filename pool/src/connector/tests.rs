@@ -28,6 +28,7 @@ fn endpoint(donor: u64, epoch: u64) -> Endpoint {
         donor,
         epoch,
         addresses: vec![format!("test:{donor}")],
+        keys: Vec::new(),
     }
 }
 
@@ -327,7 +328,7 @@ fn addresses() {
     let mut config = DonorConfig::new("test", dir.path().join("donor"), 2 << 20);
     config.huge = HugePages::Never;
     let server = DonorServer::start(config.clone()).unwrap();
-    let connector = Connector::by_address(Access::ReadWrite, Token::NONE);
+    let connector = Connector::by_address(Access::ReadWrite, Token::NONE, Preference::Auto);
     let at = |addresses: &[&str]| Endpoint {
         donor: 1,
         epoch: server.epoch(),
@@ -335,6 +336,7 @@ fn addresses() {
             .iter()
             .map(|address| (*address).to_owned())
             .collect(),
+        keys: Vec::new(),
     };
     for unknown in [
         &[][..],

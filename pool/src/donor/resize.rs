@@ -81,11 +81,7 @@ impl DonorServer {
         }
         let next = before.next.checked_add(1);
         let next = next.ok_or_else(|| wrong("no region ids are left in this epoch".to_owned()))?;
-        let memory = |source| DonorError::Memory {
-            name: shared.config.name.clone(),
-            source,
-        };
-        let region = Lending::new(&shared.config, RegionId(before.next), len).map_err(memory)?;
+        let region = Lending::new(&shared.config, RegionId(before.next), len)?;
         let info = region.info;
         let mut regions = before.regions.clone();
         regions.push(Arc::new(region));
@@ -169,3 +165,6 @@ pub(super) fn give_back(name: &str, regions: &[Arc<Lending>]) {
         work();
     });
 }
+
+#[cfg(test)]
+mod tests;

@@ -30,7 +30,10 @@
 use crate::{
     memory::REGION_ALIGN_BYTES,
     transport::{Access, RegionId, RegionInfo},
+    wire::{array_at, field, put, u16_at, u32_at, u64_at, zero},
 };
+
+pub use crate::{token::Token, wire::FrameError};
 
 /// First bytes of every message.
 pub const MAGIC: [u8; 8] = *b"HRBRSHM\0";
@@ -58,34 +61,6 @@ const KIND_REVOKED: u16 = 4;
 const KIND_RETIRED: u16 = 5;
 const KIND_ADDED: u16 = 6;
 const FLAG_HUGE_PAGES: u32 = 1;
-
-/// Shared secret of a donor and its readers; all zeros when there is none.
-#[derive(Clone, Copy, Default, PartialEq, Eq)]
-pub struct Token(pub [u8; 32]);
-
-impl Token {
-    /// No token.
-    pub const NONE: Self = Self([0; 32]);
-
-    /// Equality in a time that does not depend on where the two differ.
-    pub fn matches(&self, other: &Self) -> bool {
-        self.0
-            .iter()
-            .zip(other.0)
-            .fold(0, |differ, (a, b)| differ | (a ^ b))
-            == 0
-    }
-}
-
-impl std::fmt::Debug for Token {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(if *self == Self::NONE {
-            "Token::NONE"
-        } else {
-            "Token(…)"
-        })
-    }
-}
 
 /// What a reader asks for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -148,28 +123,6 @@ pub enum Answer {
         epoch: u64,
         /// 1 to [`MAX_REGIONS`] regions with growing ids.
         regions: Vec<RegionInfo>,
-    },
-}
-
-/// Bytes that are no message.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum FrameError {
-    /// Too short or too long for what they say they are.
-    #[error("a message of {0} bytes")]
-    Length(usize),
-    /// They do not begin with [`MAGIC`].
-    #[error("a message without the magic number")]
-    Magic,
-    /// A version that is not spoken here.
-    #[error("protocol version {0}, this is {VERSION}")]
-    Version(u16),
-    /// A field holds a value that it may not have.
-    #[error("{field} {value}")]
-    Field {
-        /// Name of the field.
-        field: &'static str,
-        /// What it holds.
-        value: u64,
     },
 }
 
@@ -389,43 +342,6 @@ fn check_head(bytes: &[u8]) -> Result<(), FrameError> {
         VERSION => Ok(()),
         other => Err(FrameError::Version(other)),
     }
-}
-
-fn field(field: &'static str, value: impl TryInto<u64>) -> FrameError {
-    FrameError::Field {
-        field,
-        value: value.try_into().unwrap_or(u64::MAX),
-    }
-}
-
-fn zero(name: &'static str, value: impl Into<u64>) -> Result<(), FrameError> {
-    match value.into() {
-        0 => Ok(()),
-        other => Err(field(name, other)),
-    }
-}
-
-fn put(bytes: &mut [u8; HELLO_LEN_BYTES], at: usize, value: &[u8]) {
-    for (to, from) in bytes.iter_mut().skip(at).zip(value) {
-        *to = *from;
-    }
-}
-
-fn array_at<const N: usize>(bytes: &[u8], at: usize) -> Result<[u8; N], FrameError> {
-    let part = bytes.get(at..).and_then(|rest| rest.first_chunk::<N>());
-    part.copied().ok_or(FrameError::Length(bytes.len()))
-}
-
-fn u16_at(bytes: &[u8], at: usize) -> Result<u16, FrameError> {
-    array_at(bytes, at).map(u16::from_le_bytes)
-}
-
-fn u32_at(bytes: &[u8], at: usize) -> Result<u32, FrameError> {
-    array_at(bytes, at).map(u32::from_le_bytes)
-}
-
-fn u64_at(bytes: &[u8], at: usize) -> Result<u64, FrameError> {
-    array_at(bytes, at).map(u64::from_le_bytes)
 }
 
 #[cfg(test)]

@@ -15,12 +15,24 @@ mod subjects;
 mod suite;
 
 use harbour_pool::transport::TransportKind;
-use subjects::{Local, Process, Threaded, Wrapped};
+use subjects::{Local, Process, Tcp, Threaded, Wrapped};
 
 contract!(local, TransportKind::Local, Local::new());
 contract!(faulty_local, TransportKind::Local, Wrapped(Local::new()));
 contract!(shm, TransportKind::Shm, Threaded::new());
 contract!(shm_of_a_process, TransportKind::Shm, Process::new());
+contract!(tcp, TransportKind::Tcp, Tcp::threaded(false));
+contract!(tcp_over_ipv6, TransportKind::Tcp, Tcp::threaded(true));
+contract!(
+    tcp_of_a_process,
+    TransportKind::Tcp,
+    Tcp::new(Process::new(), false)
+);
+contract!(
+    faulty_tcp,
+    TransportKind::Tcp,
+    Wrapped(Tcp::threaded(false))
+);
 contract!(faulty_shm, TransportKind::Shm, Wrapped(Threaded::new()));
 
 /// Not a test: the process of [`Process`], which runs this binary with this name.

@@ -2,6 +2,7 @@
 
 use std::{
     io::{BufRead, BufReader, Write as _},
+    net::SocketAddr,
     os::unix::{fs::PermissionsExt, process::CommandExt},
     path::{Path, PathBuf},
     process::{Child, ChildStdin, ChildStdout, Command, Stdio},
@@ -14,7 +15,9 @@ use harbour_pool::{
     faulty::{Faulty, Schedule},
     local::LocalDonor,
     shm::{ShmTransport, frames::Token},
-    transport::{Access, RegionInfo, Transport, TransportError},
+    tcp::TcpTransport,
+    token::RegionKey,
+    transport::{Access, RegionId, RegionInfo, Transport, TransportError},
 };
 use tempfile::TempDir;
 
@@ -128,6 +131,81 @@ impl Subject for Threaded {
     }
 }
 
+/// The same, reached over TCP.
+pub struct Tcp<S> {
+    donor: S,
+    peer: SocketAddr,
+    /// As they were when last asked for: a donor that is gone has none.
+    keys: Mutex<Vec<RegionKey>>,
+}
+
+/// A donor that listens on sockets too.
+pub trait Listening: Subject {
+    /// Where, and the tokens of its regions.
+    fn tcp(&self) -> Option<(Vec<SocketAddr>, Vec<RegionKey>)>;
+}
+
+/// Loopback addresses that donors under test listen on.
+pub const LOOPBACK: [&str; 2] = ["127.0.0.1:0", "[::1]:0"];
+
+pub fn loopback() -> Vec<SocketAddr> {
+    LOOPBACK.map(|at| at.parse().unwrap()).to_vec()
+}
+
+impl Listening for Threaded {
+    fn tcp(&self) -> Option<(Vec<SocketAddr>, Vec<RegionKey>)> {
+        let server = self.server.lock().unwrap();
+        let server = server.as_ref()?;
+        Some((server.listening().to_vec(), server.keys()))
+    }
+}
+
+impl Tcp<Threaded> {
+    pub fn threaded(v6: bool) -> Self {
+        Self::new(Threaded::with(|config| config.listen = loopback()), v6)
+    }
+}
+
+impl<S: Listening> Tcp<S> {
+    pub fn new(donor: S, v6: bool) -> Self {
+        let (sockets, keys) = donor.tcp().unwrap();
+        let peer = *sockets.iter().find(|at| at.is_ipv6() == v6).unwrap();
+        Self {
+            donor,
+            peer,
+            keys: Mutex::new(keys),
+        }
+    }
+}
+
+impl<S: Listening> Subject for Tcp<S> {
+    fn connect(&self, epoch: u64, access: Access) -> Result<Arc<dyn Transport>, TransportError> {
+        if let Some((_, keys)) = self.donor.tcp() {
+            *self.keys.lock().unwrap() = keys;
+        }
+        let keys = self.keys.lock().unwrap().clone();
+        Ok(Arc::new(TcpTransport::connect(
+            self.peer,
+            epoch,
+            access,
+            &keys,
+            soon(),
+        )?))
+    }
+
+    fn regions(&self) -> Vec<RegionInfo> {
+        self.donor.regions()
+    }
+
+    fn renew(&self) -> u64 {
+        self.donor.renew()
+    }
+
+    fn kill(&self) {
+        self.donor.kill();
+    }
+}
+
 /// A donor in a process of its own, killed with SIGKILL.
 pub struct Process {
     dir: TempDir,
@@ -212,6 +290,42 @@ impl Subject for Process {
     }
 }
 
+impl Listening for Process {
+    fn tcp(&self) -> Option<(Vec<SocketAddr>, Vec<RegionKey>)> {
+        writeln!(self.child.lock().unwrap().1, "tcp").ok()?;
+        let said = self.hear();
+        let mut words = said.split(' ');
+        let sockets = LOOPBACK.map(|_| words.next().unwrap().parse().unwrap());
+        let token = |word: &str| {
+            let byte = |at| u8::from_str_radix(&word[2 * at..2 * at + 2], 16).unwrap();
+            Some(Token(std::array::from_fn(byte)))
+        };
+        let words: Vec<_> = words.collect();
+        let keys = words.chunks(2).zip(0..).map(|(pair, region)| RegionKey {
+            region: RegionId(region),
+            read: token(pair[0]),
+            write: token(pair[1]),
+        });
+        Some((sockets.to_vec(), keys.collect()))
+    }
+}
+
+/// What [`Process`]'s other side answers to "tcp": sockets, and the tokens of the regions from 0.
+fn tcp_words(server: &DonorServer) -> String {
+    let hex = |token: Option<Token>| -> String {
+        token
+            .unwrap()
+            .0
+            .iter()
+            .map(|byte| format!("{byte:02x}"))
+            .collect()
+    };
+    let sockets = server.listening().iter().map(ToString::to_string);
+    let keys = server.keys();
+    let keys = keys.iter().flat_map(|key| [hex(key.read), hex(key.write)]);
+    sockets.chain(keys).collect::<Vec<_>>().join(" ")
+}
+
 impl Drop for Process {
     fn drop(&mut self) {
         self.kill();
@@ -232,12 +346,17 @@ pub fn be_a_donor_if_asked() {
     let Some(socket) = std::env::var_os(DONOR) else {
         return;
     };
-    let server = DonorServer::start(config(socket.into())).unwrap();
+    let mut config = config(socket.into());
+    config.listen = loopback();
+    let server = DonorServer::start(config).unwrap();
     println!("\n{SAYS}ready");
     // Ends with the test that started it, however that ends.
     for line in std::io::stdin().lines() {
-        assert_eq!(line.unwrap(), "renew");
-        println!("\n{SAYS}{}", server.renew(&REGIONS).unwrap());
+        match line.unwrap().as_str() {
+            "renew" => println!("\n{SAYS}{}", server.renew(&REGIONS).unwrap()),
+            "tcp" => println!("\n{SAYS}{}", tcp_words(&server)),
+            other => panic!("{other:?}"),
+        }
     }
 }
 

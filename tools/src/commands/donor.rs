@@ -1,15 +1,23 @@
 //! `harbour donor`: memory of this host for the pool.
 
-use std::{path::Path, process::ExitCode, time::Duration};
+use std::{net::SocketAddr, path::Path, process::ExitCode, time::Duration};
 
 use harbour_metad_client::{Client, Error as ClientError, v1};
 use harbour_pool::{
     HugePages,
     donor::{DonorConfig, DonorServer},
+    tcp,
+    token::Token,
+    transport::RegionInfo,
 };
 
 use super::{Context, daemon};
-use crate::{cli::DonorArgs, config, stop::Stop};
+use crate::{
+    advertise::{self, Advertised},
+    cli::DonorArgs,
+    config,
+    stop::Stop,
+};
 
 /// How long metad may take for a heartbeat before it is asked again.
 const RETRY: Duration = Duration::from_millis(250);
@@ -27,23 +35,18 @@ pub(super) fn run(context: &Context, args: DonorArgs) -> anyhow::Result<ExitCode
         config::HugePages::Require => HugePages::Require,
     };
     let socket = context.places.donor_socket();
+    let network = Network::of(args.listen, args.advertise, &keys);
     let server = DonorServer::start(DonorConfig {
         huge,
+        listen: network.listen,
         ..DonorConfig::new(&name, &socket, lend)
     })?;
+    let sockets = advertise::sockets(server.listening(), &network.advertise, &context.endpoint()?)?;
     let donor = v1::Donor {
         name: name.clone(),
         epoch: server.epoch(),
-        addresses: vec![server.address()],
-        regions: server
-            .regions()
-            .iter()
-            .map(|region| v1::Region {
-                id: region.id.0,
-                len: region.len,
-                huge_pages: region.huge_pages,
-            })
-            .collect(),
+        addresses: addresses(&server, &sockets),
+        regions: regions(&server),
         ..v1::Donor::default()
     };
     let replaces = Predecessor::replace(&context.places.donor_epoch(), server.epoch());
@@ -57,6 +60,53 @@ pub(super) fn run(context: &Context, args: DonorArgs) -> anyhow::Result<ExitCode
     })?;
     drop(server);
     Ok(ExitCode::SUCCESS)
+}
+
+/// Where a donor is to be reached from other hosts.
+struct Network {
+    listen: Vec<SocketAddr>,
+    advertise: Vec<Advertised>,
+}
+
+impl Network {
+    /// What the flags say, else what the file says.
+    fn of(listen: Vec<SocketAddr>, advertise: Vec<Advertised>, keys: &config::DonorKeys) -> Self {
+        fn or<T: Clone>(flags: Vec<T>, key: &Option<Vec<T>>) -> Vec<T> {
+            match key {
+                Some(key) if flags.is_empty() => key.clone(),
+                _ => flags,
+            }
+        }
+        Self {
+            listen: or(listen, &keys.listen),
+            advertise: or(advertise, &keys.advertise),
+        }
+    }
+}
+
+/// How readers find the donor, on this host and on others.
+fn addresses(server: &DonorServer, sockets: &[SocketAddr]) -> Vec<String> {
+    let mut addresses = vec![server.address()];
+    addresses.extend(harbour_pool::host::id().map(|id| harbour_pool::host::address_of(&id)));
+    addresses.extend(sockets.iter().map(|socket| tcp::address_of(*socket)));
+    addresses
+}
+
+/// What it lends, with the tokens that metad gives to those who may have them.
+fn regions(server: &DonorServer) -> Vec<v1::Region> {
+    let keys = server.keys();
+    let token = |token: Option<Token>| token.map_or_else(Vec::new, |token| token.0.to_vec());
+    let region = |region: &RegionInfo| {
+        let key = keys.iter().find(|key| key.region == region.id);
+        v1::Region {
+            id: region.id.0,
+            len: region.len,
+            huge_pages: region.huge_pages,
+            read_token: token(key.and_then(|key| key.read)),
+            write_token: token(key.and_then(|key| key.write)),
+        }
+    };
+    server.regions().iter().map(region).collect()
 }
 
 /// The donor that had this run directory before. The pid file is held, so it is dead.

@@ -128,9 +128,14 @@ pub(super) fn donors(context: &Context, args: &Listing) -> anyhow::Result<ExitCo
                 .await?,
         )
     })?;
+    let node = super::status::node_status(context);
     if args.json {
         output::json(&json!(
-            reply.donors.iter().map(donor_json).collect::<Vec<_>>()
+            reply
+                .donors
+                .iter()
+                .map(|donor| donor_json(donor, &node))
+                .collect::<Vec<_>>()
         ))?;
         return Ok(ExitCode::SUCCESS);
     }
@@ -141,6 +146,7 @@ pub(super) fn donors(context: &Context, args: &Listing) -> anyhow::Result<ExitCo
         "USED",
         "HUGE PAGES",
         "HEARD",
+        "OVER",
         "ADDRESS",
     ]);
     for donor in &reply.donors {
@@ -156,6 +162,7 @@ pub(super) fn donors(context: &Context, args: &Listing) -> anyhow::Result<ExitCo
             }
             .to_owned(),
             format!("{} ms ago", donor.heard_ms_ago),
+            transport(donor, &node).unwrap_or("-").to_owned(),
             donor.addresses.join(" "),
         ]);
     }
@@ -163,13 +170,19 @@ pub(super) fn donors(context: &Context, args: &Listing) -> anyhow::Result<ExitCo
     Ok(ExitCode::SUCCESS)
 }
 
-/// A donor as listings show it.
-pub(super) fn donor_json(donor: &v1::Donor) -> serde_json::Value {
+/// How the node of this host, with this status, reads from a donor; `None` when it does not (yet).
+pub(super) fn transport<'a>(donor: &v1::Donor, node: &'a serde_json::Value) -> Option<&'a str> {
+    node["transports"][donor.id.to_string()].as_str()
+}
+
+/// A donor as listings show it, seen from the node of this host.
+pub(super) fn donor_json(donor: &v1::Donor, node: &serde_json::Value) -> serde_json::Value {
     json!({
         "id": donor.id, "name": donor.name, "epoch": format!("{:016x}", donor.epoch), "live": donor.live,
         "lent_bytes": donor.regions.iter().map(|r| r.len).sum::<u64>(), "used_bytes": donor.used_bytes,
         "huge_pages": donor.regions.iter().any(|r| r.huge_pages),
         "heard_ms_ago": donor.heard_ms_ago, "addresses": donor.addresses,
+        "transport": transport(donor, node),
     })
 }
 

@@ -47,10 +47,11 @@ pub(super) fn run(context: &Context, args: NodeArgs) -> anyhow::Result<ExitCode>
     let Some(client) = runtime.block_on(context.patient_client(&stop))? else {
         return Ok(ExitCode::SUCCESS);
     };
-    let link = Arc::new(Link::new(Access::Read));
+    let preference = context.preference(keys.transport);
+    let link = Arc::new(Link::new(Access::Read, preference));
     let (remote, reports) = Remote::new(client.clone(), Arc::clone(&link), handle.clone());
     runtime.block_on(first_snapshot(&remote, &stop))?;
-    let fs = file_system(context, &keys, &client, link, &remote, &handle)?;
+    let fs = file_system(context, &keys, &client, Arc::clone(&link), &remote, &handle)?;
     let mounted = mount(context, &keys, &fs)?;
     {
         let (client, handle) = (client.clone(), handle.clone());
@@ -79,6 +80,7 @@ pub(super) fn run(context: &Context, args: NodeArgs) -> anyhow::Result<ExitCode>
         invalidate,
         keeper,
         fast_view,
+        link,
         places: context.places.clone(),
     };
     let name = keys
@@ -139,7 +141,8 @@ fn file_system(
         &context.file,
         false,
     )?);
-    let writing = Arc::new(Link::new(Access::ReadWrite));
+    let preference = context.preference(keys.transport);
+    let writing = Arc::new(Link::new(Access::ReadWrite, preference));
     let refiller = Arc::new(Refiller::new(
         client.clone(),
         writing,
@@ -207,7 +210,13 @@ async fn keep_page(
         }
         let (generation, newest) = shown.generations();
         let names = views.map(FastViews::mounted).unwrap_or_default();
-        if let Err(error) = page.write(ready, generation, &shown.fast_view, &names) {
+        if let Err(error) = page.write(
+            ready,
+            generation,
+            &shown.fast_view,
+            &names,
+            &shown.link.transports(),
+        ) {
             tracing::debug!(%error, "the page cannot be written");
         }
         let pause = if ready && generation == newest {

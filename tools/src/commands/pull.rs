@@ -33,7 +33,8 @@ pub(super) fn run(context: &Context, args: cli::Pull) -> anyhow::Result<ExitCode
     let outcome = runtime.block_on(async {
         let stop = Stop::on_signals()?;
         let client = context.client().await?;
-        let link = Arc::new(Link::new(Access::ReadWrite));
+        let preference = context.preference(args.keys.transport.or(context.file.pull.transport));
+        let link = Arc::new(Link::new(Access::ReadWrite, preference));
         let mut reports = Vec::new();
         for image in &args.images {
             let spec = SourceSpec::parse(image).map_err(|error| {

@@ -39,7 +39,7 @@ pub(super) fn run(context: &Context, args: &Listing) -> anyhow::Result<ExitCode>
         output::json(&json!({
             "running": running,
             "metad": metad_json(&status),
-            "donors": donors.iter().map(list::donor_json).collect::<Vec<_>>(),
+            "donors": donors.iter().map(|donor| list::donor_json(donor, &node)).collect::<Vec<_>>(),
             "node": node,
         }))?;
         return Ok(ExitCode::SUCCESS);
@@ -138,6 +138,18 @@ fn print(
         "policy        {}, {} evictions\n",
         status.policy, status.evictions
     );
+    for donor in donors {
+        text += &format!(
+            "donor         {}, {}, {} lent; {}\n",
+            donor.name,
+            if donor.live { "live" } else { "silent" },
+            Size(donor.regions.iter().map(|region| region.len).sum()),
+            match list::transport(donor, node) {
+                Some(transport) => format!("read over {transport} from here"),
+                None => "not read from here yet".to_owned(),
+            }
+        );
+    }
     for pull in &status.pulls {
         text += &format!(
             "pull          {} by {} (process {}), {} reserved\n",

@@ -67,6 +67,7 @@ fn detach(context: &Context, args: &cli::Up) -> anyhow::Result<ExitCode> {
     flags.push("up".into());
     flags.extend(metad_flags(&args.metad));
     flags.extend(donor_flags(&args.donor));
+    flags.extend(network_flags(args, "donor-"));
     flags.extend(node_flags(&args.node));
     let mut child = Command::new("setsid")
         .arg(own_binary()?)
@@ -137,7 +138,10 @@ async fn supervise(context: &Context, args: &cli::Up, stop: &Stop) -> anyhow::Re
     };
     let mut parts = [
         part("metad", metad_flags(&args.metad)),
-        part("donor", donor_flags(&args.donor)),
+        part(
+            "donor",
+            [donor_flags(&args.donor), network_flags(args, "")].concat(),
+        ),
         part("node", node_flags(&args.node)),
     ];
     loop {
@@ -289,6 +293,15 @@ fn donor_flags(keys: &config::DonorKeys) -> Vec<OsString> {
         flag("--huge-pages", huge),
     ]
     .concat()
+}
+
+/// Where the donor listens: flags that `up` knows by a longer name, since metad listens too.
+fn network_flags(args: &cli::Up, prefix: &str) -> Vec<OsString> {
+    let listen = args.donor_listen.iter().map(ToString::to_string);
+    let listen = listen.flat_map(|at| [format!("--{prefix}listen"), at]);
+    let advertise = args.donor_advertise.iter().map(ToString::to_string);
+    let advertise = advertise.flat_map(|at| [format!("--{prefix}advertise"), at]);
+    listen.chain(advertise).map(OsString::from).collect()
 }
 
 fn node_flags(keys: &config::NodeKeys) -> Vec<OsString> {

@@ -1,6 +1,7 @@
 //! The node's lease at metad, its watch of the catalogue, and the page that tells how it stands.
 
 use std::{
+    collections::BTreeMap,
     path::PathBuf,
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
@@ -12,7 +13,7 @@ use harbour_metad_client::{Client, Error as ClientError, v1};
 use serde_json::json;
 
 use super::{catalogue::Remote, views::Keeper};
-use crate::{config::Places, stop::Stop};
+use crate::{config::Places, link::Link, stop::Stop};
 
 /// Pause before metad is asked again after a failure.
 const RETRY: Duration = Duration::from_millis(250);
@@ -99,6 +100,8 @@ pub struct Shown {
     pub keeper: Option<Keeper>,
     /// In words, whether there are fast views.
     pub fast_view: String,
+    /// The pool, as it is read from here.
+    pub link: Arc<Link>,
     /// Places.
     pub places: Places,
 }
@@ -182,9 +185,11 @@ impl Page {
         generation: u64,
         fast_view: &str,
         views: &[String],
+        transports: &BTreeMap<u64, &str>,
     ) -> std::io::Result<()> {
         let page = json!({
             "ready": ready, "generation": generation, "fast_view": fast_view, "views": views,
+            "transports": transports,
         });
         let text = page.to_string();
         let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);

@@ -208,6 +208,7 @@ fn donors_that_lie_are_refused() {
             id: 1,
             len: 4096,
             huge_pages: false,
+            ..Default::default()
         }],
         ..Default::default()
     };
@@ -215,6 +216,7 @@ fn donors_that_lie_are_refused() {
         id,
         len,
         huge_pages: true,
+        ..Default::default()
     };
     let bad = [
         v1::Donor {
@@ -262,6 +264,13 @@ fn donors_that_lie_are_refused() {
             ..good.clone()
         },
         v1::Donor {
+            regions: vec![v1::Region {
+                read_token: vec![1; 31],
+                ..region(1, 4096)
+            }],
+            ..good.clone()
+        },
+        v1::Donor {
             regions: (0..65).map(|id| region(id, 4096)).collect(),
             ..good.clone()
         },
@@ -286,4 +295,53 @@ fn leases_do_not_end_while_this_process_stands_still() {
     world.engine.renew(&pull).unwrap();
     world.beat(node, 0, &[]);
     assert!(world.engine.list_donors().unwrap().donors[0].live);
+}
+
+#[test]
+fn tokens_reach_those_who_read_or_write_and_nobody_else() {
+    let mut world = World::empty();
+    let region = v1::Region {
+        id: 0,
+        len: 64 * 4096,
+        read_token: vec![0xA1; 32],
+        write_token: vec![0xB2; 32],
+        ..Default::default()
+    };
+    let donor = v1::Donor {
+        name: "d".into(),
+        epoch: 1,
+        addresses: vec!["tcp:192.0.2.1:1".into()],
+        regions: vec![region.clone()],
+        ..Default::default()
+    };
+    let register = v1::RegisterDonorRequest {
+        donor: Some(donor),
+        replaces_epoch: 0,
+    };
+    world.engine.register_donor(&register).unwrap();
+    // Before and after a restart of metad: the store keeps them.
+    for turn in 0..2 {
+        let pull = world.begin();
+        let reserved = world.reserve(pull, &[Pack(7 + turn, 1)]).unwrap();
+        assert_eq!(reserved.donors[0].regions[0], region, "writers");
+        world.pull("a", 1, &[layer(1, 1)]).unwrap();
+        let located = world.engine.locate(&v1::LocateRequest {
+            packs: super::world::wanted(&[Pack(100, 4096)])
+                .into_iter()
+                .map(|wanted| wanted.pack)
+                .collect(),
+        });
+        let reading = v1::Region {
+            write_token: Vec::new(),
+            ..region.clone()
+        };
+        assert_eq!(located.unwrap().donors[0].regions, [reading], "readers");
+        let listed = world.engine.list_donors().unwrap().donors;
+        assert!(listed[0].regions[0].read_token.is_empty(), "people");
+        assert!(listed[0].regions[0].write_token.is_empty(), "people");
+        world.restart();
+        world.engine.register_donor(&register).unwrap();
+    }
+    let text = format!("{region:?}");
+    assert!(!text.contains("161") && !text.contains("178"), "{text}");
 }

@@ -128,6 +128,7 @@ impl World {
             id: id as u32,
             len: pages * 4096,
             huge_pages: false,
+            ..Default::default()
         };
         let donor = v1::Donor {
             name: name.into(),

@@ -1,0 +1,349 @@
+//! One connection of a reader on another host: its requests in order, each answered from the memory
+//! that is lent at that moment. A region that was given back is out of bounds, an epoch that is
+//! over is said to be, and neither keeps memory from going back to the host while a reader is idle.
+//!
+//! Long reads go from the pages of the region to the socket by `sendfile`, with no copy here; what
+//! a writer changes on the way arrives changed, which the reader's digests are for. Short ones are
+//! copied behind the head of their reply, and replies leave together once no further request lies
+//! here. Writes are copied through a buffer that stays in the processor's cache.
+
+use std::{
+    io::{self, Read as _},
+    net::TcpStream,
+    os::fd::{AsFd, AsRawFd},
+    sync::{Arc, atomic::Ordering},
+    time::{Duration, Instant},
+};
+
+use nix::{
+    errno::Errno,
+    sys::{
+        sendfile::sendfile64,
+        socket::{MsgFlags, send},
+    },
+};
+
+use super::{Lending, Lent, Shared};
+use crate::tcp::frames::{
+    Answer, Grant, Purpose, Refusal,
+    data::{Outcome, REPLY_LEN_BYTES, REQUEST_LEN_BYTES, Reply, Request, Way},
+};
+
+/// Bytes of requests that are read at one time.
+const INPUT_BYTES: usize = 256 << 10;
+/// Reads up to this length are copied, longer ones sent from the region's pages.
+const COPIED_BYTES: usize = 32 << 10;
+/// Replies are sent at the latest when so many bytes of them lie here.
+const OUTPUT_BYTES: usize = 64 << 10;
+/// Bytes given to the socket in one call, so that a peer that takes little is noticed.
+const STEP_BYTES: usize = 256 << 10;
+/// A blocked call comes back after so long, to look at the time.
+const TICK: Duration = Duration::from_secs(1);
+
+/// A connection under way.
+pub(super) struct Session<'a> {
+    shared: &'a Shared,
+    stream: TcpStream,
+    epoch: u64,
+    grants: Vec<Grant>,
+    /// Number of the next request.
+    next: u64,
+    input: Vec<u8>,
+    /// Where in `input` the bytes are that were received and not looked at.
+    at: std::ops::Range<usize>,
+    output: Vec<u8>,
+}
+
+impl<'a> Session<'a> {
+    /// Welcomes a reader that proved `grants` and serves it until it leaves or breaks the protocol.
+    pub(super) fn run(
+        shared: &'a Shared,
+        stream: TcpStream,
+        epoch: u64,
+        grants: Vec<Grant>,
+        purpose: Purpose,
+    ) -> io::Result<()> {
+        stream.set_nonblocking(false)?;
+        stream.set_read_timeout(Some(TICK))?;
+        stream.set_write_timeout(Some(TICK))?;
+        let mut session = Self {
+            shared,
+            stream,
+            epoch,
+            grants,
+            next: 1,
+            input: Vec::new(),
+            at: 0..0,
+            output: Vec::new(),
+        };
+        match purpose {
+            Purpose::Data => session.serve(),
+            Purpose::Verbs(request) => session.verbs(&request),
+        }
+    }
+
+    fn serve(&mut self) -> io::Result<()> {
+        self.welcome(Vec::new())?;
+        // Zeroed memory that is not touched until bytes come costs none.
+        self.input = vec![0; INPUT_BYTES];
+        while let Some(head) = self.request()? {
+            let request = Request::parse(&head).map_err(io::Error::other)?;
+            if request.id != self.next {
+                return Err(io::Error::other("a request out of order"));
+            }
+            self.next += 1;
+            let deadline = Instant::now() + self.shared.config.tcp.stall_timeout;
+            match request.way {
+                Way::Read => self.read(request, deadline)?,
+                Way::Write => self.write(request, deadline)?,
+            }
+        }
+        Ok(())
+    }
+
+    /// Sets up queue pairs and stays until the reader hangs up.
+    fn verbs(&mut self, request: &[u8]) -> io::Result<()> {
+        let lent = self.shared.lent.read().clone();
+        let lent = lent.filter(|lent| lent.epoch == self.epoch);
+        let made = match (&self.shared.verbs, lent) {
+            (Some(hook), Some(lent)) => hook.set_up(&lent, &self.grants, request),
+            _ => Err("the epoch is over".to_owned()),
+        };
+        let alive = match made {
+            Ok(made) => {
+                self.welcome(made.answer)?;
+                made.alive
+            }
+            Err(reason) => {
+                tracing::warn!(
+                    name = self.shared.config.name,
+                    reason,
+                    "no RDMA for a reader"
+                );
+                return self.answer(&Answer::Refused(Refusal::Verbs));
+            }
+        };
+        let mut byte = [0];
+        let end = loop {
+            match self.stream.read(&mut byte) {
+                Err(error) if again(&error) => {}
+                Ok(0) => break Ok(()),
+                Ok(_) => break Err(io::Error::other("words on a connection of queue pairs")),
+                Err(error) => break Err(error),
+            }
+        };
+        drop(alive);
+        end
+    }
+
+    fn welcome(&mut self, payload: Vec<u8>) -> io::Result<()> {
+        self.answer(&Answer::Welcome {
+            epoch: self.epoch,
+            regions: self.grants.clone(),
+            payload,
+        })
+    }
+
+    fn answer(&mut self, answer: &Answer) -> io::Result<()> {
+        self.output.extend(answer.encode());
+        self.flush(false, Instant::now() + self.shared.config.tcp.stall_timeout)
+    }
+
+    /// The head of the next request; `None` when the reader is gone or was silent for too long.
+    fn request(&mut self) -> io::Result<Option<[u8; REQUEST_LEN_BYTES]>> {
+        let limits = self.shared.config.tcp;
+        let since = Instant::now();
+        loop {
+            let here = self.input.get(self.at.clone()).unwrap_or_default();
+            if let Some(head) = here.first_chunk::<REQUEST_LEN_BYTES>() {
+                let head = *head;
+                self.at.start += REQUEST_LEN_BYTES;
+                return Ok(Some(head));
+            }
+            let begun = !here.is_empty();
+            self.flush(false, Instant::now() + limits.stall_timeout)?;
+            match self.receive() {
+                Ok(true) => {}
+                Ok(false) => return Ok(None),
+                Err(error) if again(&error) => {
+                    if begun && since.elapsed() > limits.stall_timeout {
+                        return Err(io::ErrorKind::TimedOut.into());
+                    }
+                    if since.elapsed() > limits.idle_timeout {
+                        return Ok(None);
+                    }
+                }
+                Err(error) => return Err(error),
+            }
+        }
+    }
+
+    /// Receives behind what is here already; false at the end of the stream.
+    fn receive(&mut self) -> io::Result<bool> {
+        // What is here is less than a head.
+        self.input.copy_within(self.at.clone(), 0);
+        self.at = 0..self.at.len();
+        let room = self.input.get_mut(self.at.end..).unwrap_or_default();
+        let len = self.stream.read(room)?;
+        self.at.end += len;
+        Ok(len > 0)
+    }
+
+    /// What stands in the way of a request, with the memory when nothing does.
+    fn find(&self, request: &Request) -> Result<Arc<Lent>, Outcome> {
+        let lent = self.shared.lent.read().clone();
+        let lent = lent.filter(|lent| lent.epoch == self.epoch);
+        let Some(lent) = lent else {
+            return Err(Outcome::WrongEpoch(
+                self.shared.epoch.load(Ordering::Acquire),
+            ));
+        };
+        let grant = self
+            .grants
+            .binary_search_by_key(&request.region, |grant| grant.info.id);
+        let grant = grant.ok().and_then(|index| self.grants.get(index));
+        let (Some(grant), Some(region)) = (grant, lent.get(request.region)) else {
+            return Err(Outcome::OutOfBounds);
+        };
+        let allowed = match request.way {
+            Way::Read => grant.read,
+            Way::Write => grant.write,
+        };
+        let end = request.offset.checked_add(u64::from(request.len));
+        match end {
+            Some(end) if end <= region.info.len && allowed => Ok(lent),
+            Some(end) if end <= region.info.len => Err(Outcome::NoRight),
+            _ => Err(Outcome::OutOfBounds),
+        }
+    }
+
+    fn read(&mut self, request: Request, deadline: Instant) -> io::Result<()> {
+        let lent = match self.find(&request) {
+            Ok(lent) => lent,
+            Err(outcome) => return self.reply(request.id, outcome, deadline),
+        };
+        let Some(region) = lent.get(request.region) else {
+            return self.reply(request.id, Outcome::OutOfBounds, deadline);
+        };
+        let len = request.len as usize;
+        self.reply(request.id, Outcome::Data(request.len), deadline)?;
+        if len > COPIED_BYTES && !region.info.huge_pages {
+            self.flush(true, deadline)?;
+            return self.send_pages(region, request.offset, len, deadline);
+        }
+        let mut offset = request.offset;
+        let mut left = len;
+        while left > 0 {
+            let step = left.min(OUTPUT_BYTES);
+            let from = self.output.len();
+            self.output.resize(from + step, 0);
+            let into = self.output.get_mut(from..).unwrap_or_default();
+            region.memory.read_at(into, offset)?;
+            offset += step as u64;
+            left -= step;
+            if self.output.len() >= OUTPUT_BYTES {
+                self.flush(left > 0, deadline)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Sends from the pages of a region.
+    fn send_pages(
+        &mut self,
+        region: &Lending,
+        offset: u64,
+        len: usize,
+        deadline: Instant,
+    ) -> io::Result<()> {
+        let mut offset = i64::try_from(offset).map_err(io::Error::other)?;
+        let mut left = len;
+        while left > 0 {
+            let step = left.min(STEP_BYTES);
+            match sendfile64(&self.stream, region.memory.as_fd(), Some(&mut offset), step) {
+                Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
+                Ok(sent) => left -= sent,
+                Err(Errno::EINTR | Errno::EAGAIN) => {}
+                Err(error) => return Err(error.into()),
+            }
+            if left > 0 && Instant::now() > deadline {
+                return Err(io::ErrorKind::TimedOut.into());
+            }
+        }
+        Ok(())
+    }
+
+    fn write(&mut self, request: Request, deadline: Instant) -> io::Result<()> {
+        let found = self.find(&request);
+        let mut outcome = found.as_ref().err().copied().unwrap_or(Outcome::Done);
+        let region = found
+            .as_ref()
+            .ok()
+            .and_then(|lent| lent.get(request.region));
+        let mut offset = request.offset;
+        let mut left = request.len as usize;
+        // What is not written is taken all the same: the next request is behind it.
+        while left > 0 {
+            if self.at.is_empty() {
+                // Replies to earlier writes need not wait for this one.
+                self.flush(false, deadline)?;
+                match self.receive() {
+                    Ok(true) => {}
+                    Ok(false) => return Err(io::ErrorKind::UnexpectedEof.into()),
+                    Err(error) if again(&error) && Instant::now() < deadline => continue,
+                    Err(error) => return Err(error),
+                }
+            }
+            let step = left.min(self.at.len());
+            let from = self.at.start..self.at.start + step;
+            let from = self.input.get(from).unwrap_or_default();
+            if let (Outcome::Done, Some(region)) = (outcome, region)
+                && let Err(error) = region.write_at(from, offset)
+            {
+                tracing::warn!(name = self.shared.config.name, %error, "lent memory cannot be written");
+                outcome = Outcome::Failed;
+            }
+            self.at.start += step;
+            offset += step as u64;
+            left -= step;
+        }
+        self.reply(request.id, outcome, deadline)
+    }
+
+    fn reply(&mut self, id: u64, outcome: Outcome, deadline: Instant) -> io::Result<()> {
+        self.output.extend(Reply { id, outcome }.encode());
+        if self.output.len() >= OUTPUT_BYTES - REPLY_LEN_BYTES {
+            self.flush(false, deadline)?;
+        }
+        Ok(())
+    }
+
+    /// Sends what lies in the output; `more` follows at once.
+    fn flush(&mut self, more: bool, deadline: Instant) -> io::Result<()> {
+        let mut flags = MsgFlags::MSG_NOSIGNAL;
+        if more {
+            flags |= MsgFlags::from_bits_retain(nix::libc::MSG_MORE);
+        }
+        let mut sent = 0;
+        while let Some(rest) = self.output.get(sent..).filter(|rest| !rest.is_empty()) {
+            match send(self.stream.as_raw_fd(), rest, flags) {
+                Ok(some) => sent += some,
+                Err(Errno::EINTR | Errno::EAGAIN) => {}
+                Err(error) => return Err(error.into()),
+            }
+            if sent < self.output.len() && Instant::now() > deadline {
+                return Err(io::ErrorKind::TimedOut.into());
+            }
+        }
+        self.output.clear();
+        Ok(())
+    }
+}
+
+/// A blocked call came back with nothing.
+fn again(error: &io::Error) -> bool {
+    matches!(
+        error.kind(),
+        io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut | io::ErrorKind::Interrupted
+    )
+}
