@@ -32,6 +32,7 @@ mod nodes;
 mod options;
 mod pulls;
 mod reserve;
+mod resize;
 mod stage;
 mod state;
 mod status;

@@ -58,6 +58,8 @@ calls! { donors, "Donors":
     donor_heartbeat = heartbeat, "Heartbeat", v1::DonorHeartbeat => v1::DonorLease;
     /// Takes a donor out, with all that it held.
     donor_leave = leave, "Leave", v1::DonorRef => v1::LeaveReply;
+    /// Tells of regions that came and went, and of leaving.
+    donor_resize = resize, "Resize", v1::ResizeDonor => v1::DonorLease;
     /// All donors that metad knows.
     list_donors = list, "List", v1::ListDonorsRequest => v1::ListDonorsReply;
 }

@@ -14,7 +14,7 @@ use crate::{
 /// Donors that are known at a time. With the bounds below, a list of all fits a frame.
 const DONORS_MAX: usize = 256;
 /// Regions of one donor.
-const REGIONS_MAX: usize = 64;
+pub(super) const REGIONS_MAX: usize = 64;
 /// Addresses of one donor.
 const ADDRESSES_MAX: usize = 8;
 /// Length of a region in bytes: what an address of a reader can span.
@@ -76,14 +76,28 @@ fn checked(donor: &v1::Donor) -> Result<DonorRow, Error> {
     for address in &donor.addresses {
         text(address, 255, "an address")?;
     }
-    if donor.regions.is_empty() || donor.regions.len() > REGIONS_MAX {
+    let regions = checked_regions(&donor.name, &donor.regions)?;
+    Ok(DonorRow {
+        id: 0,
+        name: donor.name.clone(),
+        epoch: donor.epoch,
+        addresses: donor.addresses.clone(),
+        live: true,
+        regions,
+    })
+}
+
+/// Regions as the store keeps them. None at all is what a donor has that gave everything back.
+pub(super) fn checked_regions(name: &str, regions: &[v1::Region]) -> Result<Vec<RegionRow>, Error> {
+    let named = |what: String| Error::Invalid(format!("donor {name:?}: {what}"));
+    if regions.len() > REGIONS_MAX {
         return Err(named(format!(
-            "{} regions, 1 to {REGIONS_MAX} are allowed",
-            donor.regions.len()
+            "{} regions, at most {REGIONS_MAX} are allowed",
+            regions.len()
         )));
     }
     let mut seen = HashSet::new();
-    for region in &donor.regions {
+    for region in regions {
         if region.len < ALIGN || region.len > REGION_BYTES_MAX {
             return Err(named(format!(
                 "region {} of {} bytes: {ALIGN} to 2^48 are allowed",
@@ -103,24 +117,14 @@ fn checked(donor: &v1::Donor) -> Result<DonorRow, Error> {
             }
         }
     }
-    Ok(DonorRow {
-        id: 0,
-        name: donor.name.clone(),
-        epoch: donor.epoch,
-        addresses: donor.addresses.clone(),
-        live: true,
-        regions: donor
-            .regions
-            .iter()
-            .map(|region| RegionRow {
-                id: region.id,
-                len: region.len,
-                huge: region.huge_pages,
-                read_token: region.read_token.clone(),
-                write_token: region.write_token.clone(),
-            })
-            .collect(),
-    })
+    let row = |region: &v1::Region| RegionRow {
+        id: region.id,
+        len: region.len,
+        huge: region.huge_pages,
+        read_token: region.read_token.clone(),
+        write_token: region.write_token.clone(),
+    };
+    Ok(regions.iter().map(row).collect())
 }
 
 impl Engine {
@@ -211,7 +215,7 @@ impl Engine {
     }
 
     /// Builds a donor's free map from what the store has.
-    fn rebuild(&self, state: &mut State, row: &DonorRow) -> Result<(), Error> {
+    pub(super) fn rebuild(&self, state: &mut State, row: &DonorRow) -> Result<(), Error> {
         let extents = state.writer.read().extents_of_donor(row.id)?;
         state.space.add_donor(
             row.id,
@@ -270,6 +274,7 @@ impl Engine {
         v1::DonorLease {
             id,
             lease_ms: u32::try_from(self.options.timing.donor_lease_ms).unwrap_or(u32::MAX),
+            ..v1::DonorLease::default()
         }
     }
 
@@ -335,6 +340,15 @@ fn drop_extents(tx: &Tx<'_>, effects: &mut Effects, donor: u64) -> Result<(), Er
         effects.freeing(tx)?;
     }
     tx.empty_donor(donor)?;
+    forget(tx, effects, &extents)
+}
+
+/// Has readers forget packs whose extents were taken away.
+pub(super) fn forget(
+    tx: &Tx<'_>,
+    effects: &mut Effects,
+    extents: &[ExtentRow],
+) -> Result<(), Error> {
     for extent in extents.iter().filter(|extent| extent.pull.is_none()) {
         if let Some(pack) = tx.pack_of(extent.pack)? {
             effects.forget.push(pack.digest);

@@ -41,6 +41,17 @@ impl Donors for Service {
         self.call("Donors.Leave", Lane::Write, work).await
     }
 
+    async fn resize(
+        &self,
+        request: Request<v1::ResizeDonor>,
+    ) -> Result<Response<v1::DonorLease>, Status> {
+        let request = request.into_inner();
+        self.call("Donors.Resize", Lane::Lease, move |engine| {
+            engine.donor_resize(&request)
+        })
+        .await
+    }
+
     async fn list(
         &self,
         _: Request<v1::ListDonorsRequest>,

@@ -118,11 +118,7 @@ impl Policy {
                 why: Why::Floor,
             };
         }
-        let short = reading.available
-            < self
-                .limits
-                .floor
-                .saturating_mul(STALL_IGNORED_FLOORS);
+        let short = reading.available < self.limits.floor.saturating_mul(STALL_IGNORED_FLOORS);
         if reading.stalled.is_some_and(|share| share >= STALL_SHARE) {
             self.at_ease = None;
             let lately = self
@@ -139,20 +135,17 @@ impl Policy {
             }
             return Decision::Stay;
         }
-        self.grow(reading, allowed, now)
+        self.grow(reading, now)
     }
 
-    fn grow(&mut self, reading: Reading, allowed: u64, now: Duration) -> Decision {
+    fn grow(&mut self, reading: Reading, now: Duration) -> Decision {
         let Limits { floor, unit, .. } = self.limits;
-        let room = allowed - reading.lent;
-        let fits = room.min(unit);
-        // `most` may leave less than a whole region; what the host can spare must not.
+        // `most` may leave less than a whole region.
         let wanted = self.limits.most.saturating_sub(reading.lent).min(unit);
-        let slack = floor / GROW_SLACK;
         let spare = (reading.held + reading.available)
             .saturating_sub(floor)
             .saturating_sub(reading.lent);
-        if wanted == 0 || fits < wanted || spare < wanted + slack {
+        if wanted == 0 || spare < wanted + floor / GROW_SLACK {
             self.at_ease = None;
             return Decision::Stay;
         }
@@ -213,15 +206,39 @@ mod tests {
             why: Why::Floor,
         };
         for (what, reading, decision) in [
-            ("all is well", reading(4 * GIB, 2 * GIB, 2 * GIB), Decision::Stay),
-            ("at the floor", reading(2 * GIB, 8 * GIB, 8 * GIB), Decision::Stay),
-            ("below it", reading(2 * GIB - 1, 8 * GIB, 8 * GIB), shrink(1)),
-            ("far below it", reading(0, 8 * GIB, 8 * GIB), shrink(2 * GIB)),
-            ("a promise that cannot be kept", reading(4 * GIB, 8 * GIB, GIB), shrink(5 * GIB)),
+            (
+                "all is well",
+                reading(4 * GIB, 2 * GIB, 2 * GIB),
+                Decision::Stay,
+            ),
+            (
+                "at the floor",
+                reading(2 * GIB, 8 * GIB, 8 * GIB),
+                Decision::Stay,
+            ),
+            (
+                "below it",
+                reading(2 * GIB - 1, 8 * GIB, 8 * GIB),
+                shrink(1),
+            ),
+            (
+                "far below it",
+                reading(0, 8 * GIB, 8 * GIB),
+                shrink(2 * GIB),
+            ),
+            (
+                "a promise that cannot be kept",
+                reading(4 * GIB, 8 * GIB, GIB),
+                shrink(5 * GIB),
+            ),
             ("nothing left", reading(0, GIB, 0), shrink(GIB)),
             ("nothing lent", reading(0, 0, 0), Decision::Stay),
         ] {
-            assert_eq!(Policy::new(limits()).decide(reading, s(0.0)), decision, "{what}");
+            assert_eq!(
+                Policy::new(limits()).decide(reading, s(0.0)),
+                decision,
+                "{what}"
+            );
         }
     }
 
@@ -236,10 +253,21 @@ mod tests {
             bytes: GIB / 2,
             why: Why::Stall,
         };
-        assert_eq!(policy.decide(stalled(3 * GIB, 0.09), s(0.0)), Decision::Stay);
-        assert_eq!(policy.decide(stalled(5 * GIB, 0.9), s(0.1)), Decision::Stay, "there is plenty");
+        assert_eq!(
+            policy.decide(stalled(3 * GIB, 0.09), s(0.0)),
+            Decision::Stay
+        );
+        assert_eq!(
+            policy.decide(stalled(5 * GIB, 0.9), s(0.1)),
+            Decision::Stay,
+            "there is plenty"
+        );
         assert_eq!(policy.decide(stalled(3 * GIB, 0.1), s(0.2)), part);
-        assert_eq!(policy.decide(stalled(3 * GIB, 0.5), s(0.6)), Decision::Stay, "too soon");
+        assert_eq!(
+            policy.decide(stalled(3 * GIB, 0.5), s(0.6)),
+            Decision::Stay,
+            "too soon"
+        );
         assert_eq!(policy.decide(stalled(3 * GIB, 0.5), s(0.8)), part);
         let silent = Reading {
             stalled: None,
@@ -250,7 +278,13 @@ mod tests {
 
     /// Runs a policy over a host that always has `available`, for so many seconds; gives the times
     /// of growing and what is lent in the end.
-    fn run(policy: &mut Policy, from: f64, seconds: f64, mut lent: u64, total: u64) -> (Vec<f64>, u64) {
+    fn run(
+        policy: &mut Policy,
+        from: f64,
+        seconds: f64,
+        mut lent: u64,
+        total: u64,
+    ) -> (Vec<f64>, u64) {
         let (mut times, mut now) = (Vec::new(), from);
         while now < from + seconds {
             // Everything lent is written at once, the worst case.
@@ -274,7 +308,11 @@ mod tests {
         assert_eq!(&times[..3], [10.0, 12.0, 14.0]);
         // Floor and slack stay free: 6 - 2 - 0.5.
         assert_eq!(lent, 3 * GIB + GIB / 2);
-        assert_eq!(run(&mut policy, 300.0, 600.0, lent, 6 * GIB), (vec![], lent), "no more, no less");
+        assert_eq!(
+            run(&mut policy, 300.0, 600.0, lent, 6 * GIB),
+            (vec![], lent),
+            "no more, no less"
+        );
     }
 
     #[test]
