@@ -13,10 +13,9 @@
 use std::{
     io,
     net::SocketAddr,
-    os::fd::OwnedFd,
     path::PathBuf,
     sync::{
-        Arc, OnceLock,
+        Arc,
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
     thread::{self, JoinHandle},
@@ -24,26 +23,30 @@ use std::{
 };
 
 use nix::sys::eventfd::{EfdFlags, EventFd};
-use parking_lot::{Mutex, RwLock};
+use parking_lot::{Condvar, Mutex, RwLock};
 
 use crate::{
-    memory::{HugePages, Memory, MemoryError, REGION_ALIGN_BYTES},
+    memory::{HugePages, REGION_ALIGN_BYTES},
     shm::{
         address_of,
         frames::{MAX_REGION_BYTES, MAX_REGIONS},
     },
-    sys::Mapping,
     tcp::hook::VerbsHook,
     token::{RegionKey, Token, random_bytes},
-    transport::{RegionId, RegionInfo},
+    transport::RegionInfo,
 };
 
 mod error;
+mod lent;
+mod resize;
 mod service;
 mod socket_file;
 mod tcp;
 
 pub use error::DonorError;
+use lent::lend;
+pub(crate) use lent::{Lending, Lent};
+pub use lent::{region_lens, region_unit};
 use service::Service;
 use socket_file::SocketFile;
 use tcp::Door;
@@ -65,6 +68,9 @@ pub struct DonorConfig {
     /// a donor that cannot keep its promise then fails at once, and the memory is charged to the
     /// donor's cgroup instead of to the writers'.
     pub populate: bool,
+    /// Keep the memory from being swapped out: takes all of it from the host at the start, huge
+    /// pages or not. Memory that cannot be locked is lent all the same, with a warning.
+    pub lock: bool,
     /// Epoch to begin with; `None` for a random one, which is what keeps locations of an earlier
     /// life from being taken for good.
     pub epoch: Option<u64>,
@@ -84,16 +90,17 @@ pub struct DonorConfig {
 }
 
 impl DonorConfig {
-    /// One region of `lend_bytes` rounded down to what can be lent, and defaults for the rest:
-    /// huge pages where there are, memory taken as it is written, mode 0600, no token, 256
-    /// connections on this host, none from others, 2 seconds.
+    /// Regions of `lend_bytes` in all ([`region_lens`]), and defaults for the rest: huge pages
+    /// where there are, memory taken as it is written, mode 0600, no token, 256 connections on this
+    /// host, none from others, 2 seconds.
     pub fn new(name: impl Into<String>, socket: impl Into<PathBuf>, lend_bytes: u64) -> Self {
         Self {
             socket: socket.into(),
             name: name.into(),
-            regions: vec![lend_bytes - lend_bytes % REGION_ALIGN_BYTES],
+            regions: region_lens(lend_bytes),
             huge: HugePages::Auto,
             populate: false,
+            lock: false,
             epoch: None,
             socket_mode: 0o600,
             token: Token::NONE,
@@ -134,62 +141,15 @@ struct Shared {
     /// Sets up queue pairs for readers on other hosts, where this host has RDMA.
     verbs: Option<Arc<dyn VerbsHook>>,
     epoch: AtomicU64,
+    /// Changes of what is lent in one epoch, and how many of those every reader was told.
+    changes: AtomicU64,
+    told: Mutex<u64>,
+    telling: Condvar,
     stop: AtomicBool,
     wake: EventFd,
     readers: AtomicU64,
     accepted: AtomicU64,
     turned_away: AtomicU64,
-}
-
-/// What is lent in one epoch.
-#[derive(Debug)]
-pub(crate) struct Lent {
-    pub(crate) epoch: u64,
-    /// By growing id.
-    pub(crate) regions: Vec<Lending>,
-}
-
-/// One region that is lent.
-#[derive(Debug)]
-pub(crate) struct Lending {
-    pub(crate) info: RegionInfo,
-    pub(crate) memory: Memory,
-    read_only: OwnedFd,
-    /// What opens it for readers on other hosts.
-    key: RegionKey,
-    /// Huge pages in this process's address space, once somebody on another host writes there: they
-    /// cannot be written through their file.
-    mapping: OnceLock<Option<Mapping>>,
-}
-
-impl Lending {
-    /// Writes for a reader on another host.
-    fn write_at(&self, from: &[u8], offset: u64) -> io::Result<()> {
-        if !self.memory.huge_pages() {
-            return self.memory.write_at(from, offset);
-        }
-        let mapping = self.mapping.get_or_init(|| {
-            let mapping = Mapping::new(&self.memory, true);
-            mapping
-                .inspect_err(|error| tracing::error!(%error, "a region cannot be mapped"))
-                .ok()
-        });
-        let at = usize::try_from(offset).unwrap_or(usize::MAX);
-        match mapping {
-            Some(mapping) if mapping.copy_in(at, from) => Ok(()),
-            _ => Err(io::ErrorKind::InvalidInput.into()),
-        }
-    }
-}
-
-impl Lent {
-    /// The region of this id.
-    pub(crate) fn get(&self, id: RegionId) -> Option<&Lending> {
-        let found = self
-            .regions
-            .binary_search_by_key(&id, |region| region.info.id);
-        found.ok().and_then(|index| self.regions.get(index))
-    }
 }
 
 impl DonorServer {
@@ -220,6 +180,9 @@ impl DonorServer {
             lent: RwLock::new(Some(Arc::new(lent))),
             verbs: None,
             epoch: AtomicU64::new(epoch),
+            changes: AtomicU64::new(0),
+            told: Mutex::new(0),
+            telling: Condvar::new(),
             stop: AtomicBool::new(false),
             wake,
             readers: AtomicU64::new(0),
@@ -321,19 +284,9 @@ impl DonorServer {
         if let Some(door) = &self.door {
             door.revoke();
         }
-        // A reader of a huge page that is gone dies of SIGBUS when the host has no other to put in
-        // its place; and huge pages go back to the host's huge pages only, which is no relief to
-        // anyone. So those go when their readers have let go, which they do when told.
-        let ordinary = before
-            .iter()
-            .flat_map(|lent| &lent.regions)
-            .filter(|region| !region.info.huge_pages);
-        for region in ordinary {
-            if let Err(error) = region.memory.discard(0..region.info.len) {
-                tracing::warn!(name = config.name, %error, "memory comes back only when its readers let go");
-            }
+        if let Some(before) = before {
+            resize::give_back(&config.name, &before.regions);
         }
-        drop(before);
         let lent = lend(config, epoch, regions)?;
         *self.shared.lent.write() = Some(Arc::new(lent));
         tracing::info!(
@@ -378,43 +331,6 @@ impl Shared {
             tracing::trace!(%error, "a wake was not counted");
         }
     }
-}
-
-fn lend(config: &DonorConfig, epoch: u64, lens: &[u64]) -> Result<Lent, DonorError> {
-    let memory = |source| DonorError::Memory {
-        name: config.name.clone(),
-        source,
-    };
-    let mut regions = Vec::with_capacity(lens.len());
-    for (id, len) in (0..).map(RegionId).zip(lens.iter().copied()) {
-        let taken = Memory::new(len, config.huge, config.populate).map_err(memory)?;
-        let read_only = taken.read_only();
-        let read_only = read_only
-            .map_err(|source| MemoryError::Call {
-                call: "opening /proc/self/fd",
-                len,
-                source,
-            })
-            .map_err(memory)?;
-        let info = RegionInfo {
-            id,
-            len,
-            huge_pages: taken.huge_pages(),
-        };
-        let key = RegionKey {
-            region: id,
-            read: Some(random(Token::random)?),
-            write: Some(random(Token::random)?),
-        };
-        regions.push(Lending {
-            info,
-            memory: taken,
-            read_only,
-            key,
-            mapping: OnceLock::new(),
-        });
-    }
-    Ok(Lent { epoch, regions })
 }
 
 fn check(config: &DonorConfig) -> Result<(), DonorError> {

@@ -7,7 +7,7 @@ use std::{
     ops::Range,
     os::{
         fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
-        unix::fs::{FileExt, PermissionsExt},
+        unix::fs::{FileExt, MetadataExt, PermissionsExt},
     },
 };
 
@@ -20,11 +20,16 @@ use nix::{
     },
 };
 
+use crate::sys::Mapping;
+
 /// Regions are multiples of this many bytes: one huge page.
 pub const REGION_ALIGN_BYTES: u64 = 2 << 20;
 
 /// Memory is taken in steps of this size, so that a signal undoes little.
 const POPULATE_STEP_BYTES: u64 = 64 << 20;
+
+/// The unit of `stat`'s count of blocks, whatever a file system's own.
+const BLOCK_BYTES: u64 = 512;
 
 /// `MFD_NOEXEC_SEAL` of `linux/memfd.h` (Linux 6.3): some hosts insist on it.
 const MFD_NOEXEC_SEAL: u32 = 8;
@@ -164,6 +169,12 @@ impl Memory {
         self.len
     }
 
+    /// Bytes of pages that it has now; all of it when that cannot be told.
+    pub(crate) fn held(&self) -> u64 {
+        let pages = self.file.metadata().map(|data| data.blocks() * BLOCK_BYTES);
+        pages.map_or(self.len, |held| held.min(self.len))
+    }
+
     /// Backed by huge pages.
     pub(crate) fn huge_pages(&self) -> bool {
         self.huge_pages
@@ -198,6 +209,31 @@ impl Memory {
         };
         let mode = FallocateFlags::FALLOC_FL_PUNCH_HOLE | FallocateFlags::FALLOC_FL_KEEP_SIZE;
         uninterrupted(|| fallocate(&self.file, mode, signed(range.start)?, signed(len)?))
+    }
+}
+
+/// Memory that is not swapped out for as long as this lives. Locking takes all of it from the host.
+#[derive(Debug)]
+pub(crate) struct Locked(#[allow(dead_code, reason = "held for what its end does")] Mapping);
+
+impl Locked {
+    /// Locks all of `memory`, or says in the log why not: it is lent all the same. Huge pages are
+    /// never swapped out.
+    pub(crate) fn take(memory: &Memory) -> Option<Self> {
+        if memory.huge_pages() {
+            return None;
+        }
+        let locked = Mapping::new(memory, true).and_then(|mapping| {
+            mapping.lock()?;
+            Ok(Self(mapping))
+        });
+        match locked {
+            Ok(locked) => Some(locked),
+            Err(error) => {
+                tracing::warn!(len = memory.len(), %error, "lent memory is not locked and may be swapped out: raise the limit of locked memory (ulimit -l)");
+                None
+            }
+        }
     }
 }
 

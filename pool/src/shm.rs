@@ -4,6 +4,7 @@
 //! The connection stays open for as long as the memory may be used. A thread of its own waits on
 //! it; when the donor closes it, dies, or takes its memory back, the thread marks the connection
 //! and lets go of the mappings, so that the host gets its memory even from readers that are idle.
+//! It does the same for single regions that the donor takes back, and maps those that it adds.
 //!
 //! A mapping of a donor's memory can still fault where no copy may fail: on a memory error of the
 //! hardware, and on huge pages that a donor punches out while this process reads them (ours never
@@ -34,7 +35,7 @@ pub mod frames;
 mod link;
 pub(crate) mod socket;
 
-use frames::{Answer, Hello, MAX_ANSWER_LEN_BYTES, Refusal, Token};
+use frames::{Answer, Hello, MAX_ANSWER_LEN_BYTES, MAX_REGIONS, Refusal, Token};
 use link::Link;
 
 /// The deadline is looked at after every so many bytes, half a millisecond's worth of copying: a
@@ -45,7 +46,6 @@ const STEP_BYTES: usize = 4 << 20;
 #[derive(Debug)]
 pub struct ShmTransport {
     link: Arc<Link>,
-    regions: Vec<RegionInfo>,
     epoch: u64,
     access: Access,
     watcher: Option<JoinHandle<()>>,
@@ -95,22 +95,26 @@ impl ShmTransport {
         let (actual, regions) = welcome(answer, epoch, &address)?;
         let mapped =
             map(&regions, received.fds, access).map_err(|reason| refused(&address, reason))?;
-        let link = Arc::new(Link::new(address, actual, socket, mapped));
+        let link = Arc::new(Link::new(address, actual, access, socket, Regions(mapped)));
         let watcher = link
             .watch()
             .map_err(|error| unreachable(link.address(), error))?;
         Ok(Self {
             link,
-            regions,
             epoch: actual,
             access,
             watcher: Some(watcher),
         })
     }
 
-    /// What the donor lends, by growing id.
-    pub fn regions(&self) -> &[RegionInfo] {
-        &self.regions
+    /// What the donor lends now, as far as this reader has been told, by growing id; nothing once
+    /// the connection is dead.
+    pub fn regions(&self) -> Vec<RegionInfo> {
+        let regions = self.link.regions();
+        regions.map_or_else(
+            |_| Vec::new(),
+            |regions| regions.0.iter().map(|region| region.info).collect(),
+        )
     }
 
     /// What this connection may do.
@@ -250,25 +254,42 @@ impl Pace {
 /// One region, here.
 #[derive(Debug)]
 struct Mapped {
-    id: RegionId,
+    info: RegionInfo,
     memory: Memory,
     mapping: Mapping,
 }
 
 /// All regions of a donor, by growing id.
 #[derive(Debug)]
-struct Regions(Vec<Mapped>);
+struct Regions(Vec<Arc<Mapped>>);
 
 impl Regions {
     fn get(&self, id: RegionId) -> Option<&Mapped> {
         self.0
-            .binary_search_by_key(&id, |region| region.id)
+            .binary_search_by_key(&id, |region| region.info.id)
             .ok()
             .and_then(|index| self.0.get(index))
+            .map(Arc::as_ref)
     }
 
     fn len_of(&self, id: RegionId) -> Option<u64> {
         self.get(id).map(|region| region.memory.len())
+    }
+
+    /// Those that are left without `gone`.
+    fn without(&self, gone: &[RegionId]) -> Self {
+        let left = self
+            .0
+            .iter()
+            .filter(|region| !gone.contains(&region.info.id));
+        Self(left.cloned().collect())
+    }
+
+    /// These and `more`; `None` when an id is not greater than all before it, or there are too many.
+    fn with(&self, more: Vec<Arc<Mapped>>) -> Option<Self> {
+        let all: Vec<_> = self.0.iter().cloned().chain(more).collect();
+        let growing = all.is_sorted_by(|a, b| a.info.id < b.info.id);
+        (growing && all.len() <= MAX_REGIONS).then_some(Self(all))
     }
 }
 
@@ -335,18 +356,19 @@ fn welcome(
             Err(unreachable(address, busy))
         }
         Answer::Refused(refusal) => Err(refused(address, refusal.to_string())),
-        Answer::WrongEpoch { .. } | Answer::Revoked { .. } => {
-            Err(refused(address, "an answer out of place"))
-        }
+        Answer::WrongEpoch { .. }
+        | Answer::Revoked { .. }
+        | Answer::Retired { .. }
+        | Answer::Added { .. } => Err(refused(address, "an answer out of place")),
     }
 }
 
-/// Checks and maps what came with a welcome. The error says what is wrong with it.
+/// Checks and maps what came with a welcome or an addition. The error says what is wrong with it.
 fn map(
     regions: &[RegionInfo],
     fds: Vec<std::os::fd::OwnedFd>,
     access: Access,
-) -> Result<Regions, String> {
+) -> Result<Vec<Arc<Mapped>>, String> {
     if fds.len() != regions.len() {
         return Err(format!(
             "{} regions with {} descriptors",
@@ -363,11 +385,11 @@ fn map(
         let writable = access == Access::ReadWrite && memory.huge_pages();
         let mapping = Mapping::new(&memory, writable)
             .map_err(|error| format!("region {name} cannot be mapped: {error}"))?;
-        mapped.push(Mapped {
-            id: region.id,
+        mapped.push(Arc::new(Mapped {
+            info: *region,
             memory,
             mapping,
-        });
+        }));
     }
-    Ok(Regions(mapped))
+    Ok(mapped)
 }

@@ -25,7 +25,7 @@ use std::{
 };
 
 use nix::sys::{
-    mman::{MapFlags, MmapAdvise, ProtFlags, madvise, mmap, munmap},
+    mman::{MapFlags, MmapAdvise, ProtFlags, madvise, mlock, mmap, munmap},
     socket::{ControlMessageOwned, MsgFlags, recvmsg},
 };
 
@@ -116,6 +116,14 @@ impl Mapping {
         // SAFETY: `offset <= self.len`, so the result is inside the mapping or one past its end,
         // and `self.len` fits in `isize` because the kernel could map it.
         Some(unsafe { self.base.cast::<u8>().add(offset) })
+    }
+
+    /// Takes every page from the host and keeps it from being swapped out until this is dropped.
+    pub(crate) fn lock(&self) -> io::Result<()> {
+        // SAFETY: base and length are those of a live mapping; locking changes neither what it
+        // holds nor where it lies, and unmapping undoes it.
+        unsafe { mlock(self.base, self.len) }?;
+        Ok(())
     }
 
     fn advise(&self, advice: MmapAdvise) -> nix::Result<()> {

@@ -104,13 +104,13 @@ pub struct Cluster {
 /// The right to run a cluster: one at a time on a machine, because each lends memory and uses
 /// the cores, and because tests look at times.
 #[derive(Debug)]
-struct Turn {
+pub(crate) struct Turn {
     _file: Flock<File>,
     _thread: MutexGuard<'static, ()>,
 }
 
 impl Turn {
-    fn take() -> Result<Self> {
+    pub(crate) fn take() -> Result<Self> {
         static THREAD: Mutex<()> = Mutex::new(());
         let thread = THREAD.lock().unwrap_or_else(PoisonError::into_inner);
         let path = std::env::temp_dir().join("harbour-tests.lock");

@@ -7,6 +7,7 @@
 
 pub mod cluster;
 pub mod fixtures;
+pub mod hosts;
 pub mod layers;
 pub mod mounts;
 pub mod overlay;

@@ -13,13 +13,18 @@ use std::{
 
 use anyhow::Context as _;
 use clap::Args;
-use harbour_pool::{connector::Preference, transport::TransportKind};
+use harbour_pool::{
+    REGION_ALIGN_BYTES, connector::Preference, donor::region_unit, transport::TransportKind,
+};
 use serde::Deserialize;
 
-use crate::{advertise::Advertised, failure, size::Size};
+use crate::{advertise::Advertised, donor::policy::Limits, failure, size::Size};
 
 /// Where a configuration file is looked for when none is named.
 pub const DEFAULT_FILE: &str = "/etc/harbour/harbour.toml";
+
+/// The least that is worth lending.
+const LEND_MIN_BYTES: u64 = 16 << 20;
 
 /// Declares a section: every key optional in the file and on the command line.
 macro_rules! section {
@@ -84,9 +89,27 @@ section! {
 section! {
     /// The donor's keys.
     DonorKeys {
-        /// Memory to lend, like 8GiB [default: a quarter of what is available, at most 16GiB]
+        /// Memory to lend: a size like 8GiB, or auto for what the host can spare, more or less as time
+        /// goes by [default: a quarter of what is available, at most 16GiB]
+        #[arg(long, value_name = "SIZE|auto")]
+        lend: Lend,
+        /// Memory that the host keeps: what is lent goes back at once when less is available
+        /// [default: 1GiB or a tenth of all memory, whichever is more; at most half of it]
         #[arg(long, value_name = "SIZE")]
-        lend: Size,
+        keep_free: Size,
+        /// Never give memory back while the donor runs, whatever the host needs
+        #[arg(long, value_name = "BOOL", num_args = 0..=1, default_missing_value = "true")]
+        lend_fixed: bool,
+        /// Take all of the memory at the start and keep it from being swapped out
+        #[arg(long, value_name = "BOOL", num_args = 0..=1, default_missing_value = "true")]
+        lock_memory: bool,
+        /// When told to end: move what only this donor has to others first, or drop it
+        /// [default: move for donor, drop for up]
+        #[arg(long, value_name = "WHAT")]
+        on_stop: OnStop,
+        /// Longest that moving may take, in seconds [default: 60]
+        #[arg(long, value_name = "SECONDS")]
+        drain_s: u64,
         /// Name of this donor in the cluster [default: the host's name]
         #[arg(long, value_name = "NAME")]
         donor_name: String,
@@ -157,6 +180,60 @@ section! {
         #[arg(skip)]
         transport: TransportChoice,
     }
+}
+
+/// How much a donor lends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Lend {
+    /// So much, or as much of it as the host can spare.
+    Size(Size),
+    /// What the host can spare.
+    Auto,
+}
+
+impl std::str::FromStr for Lend {
+    type Err = crate::size::SizeError;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        match text.trim() {
+            "auto" => Ok(Self::Auto),
+            size => size.parse().map(Self::Size),
+        }
+    }
+}
+
+impl std::fmt::Display for Lend {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Size(size) => size.0.fmt(f),
+            Self::Auto => f.write_str("auto"),
+        }
+    }
+}
+
+impl<'de> Deserialize<'de> for Lend {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        #[derive(Deserialize)]
+        #[serde(untagged)]
+        enum Either {
+            Bytes(u64),
+            Text(String),
+        }
+        match Either::deserialize(deserializer)? {
+            Either::Bytes(bytes) => Ok(Self::Size(Size(bytes))),
+            Either::Text(text) => text.parse().map_err(serde::de::Error::custom),
+        }
+    }
+}
+
+/// What a donor does with what it holds when it is told to end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "snake_case")]
+pub enum OnStop {
+    /// Waits until others have it, up to a deadline.
+    Move,
+    /// Ends at once.
+    Drop,
 }
 
 /// When donor memory is backed with huge pages.
@@ -400,23 +477,35 @@ impl Places {
 }
 
 impl DonorKeys {
-    /// Bytes to lend: what was asked, else a quarter of the memory that is available now.
-    pub fn lend_bytes(&self) -> anyhow::Result<u64> {
-        if let Some(lend) = self.lend {
-            anyhow::ensure!(
-                lend.0 >= 16 << 20,
-                "--lend {lend} is too little: lend at least 16MiB"
-            );
-            return Ok(lend.0);
-        }
-        let meminfo =
-            std::fs::read_to_string("/proc/meminfo").context("cannot read /proc/meminfo")?;
-        let kib: u64 = meminfo
-            .lines()
-            .find_map(|line| line.strip_prefix("MemAvailable:"))
-            .and_then(|rest| rest.trim().trim_end_matches("kB").trim().parse().ok())
-            .context("/proc/meminfo has no MemAvailable")?;
-        Ok((kib * 1024 / 4).clamp(64 << 20, 16 << 30))
+    /// What the donor is to lend and what the host is to keep, on a host with `total` bytes of
+    /// memory of which `available` are.
+    pub fn limits(&self, total: u64, available: u64) -> anyhow::Result<Limits> {
+        let floor = self
+            .keep_free
+            .map_or((total / 10).max(1 << 30).min(total / 2), |size| size.0);
+        let most = match self.lend {
+            Some(Lend::Size(size)) => {
+                anyhow::ensure!(
+                    size.0 >= LEND_MIN_BYTES,
+                    "--lend {size} is too little: lend at least 16MiB"
+                );
+                size.0
+            }
+            Some(Lend::Auto) => total.saturating_sub(floor).max(LEND_MIN_BYTES),
+            None => (available / 4).clamp(64 << 20, 16 << 30),
+        };
+        let most = most - most % REGION_ALIGN_BYTES;
+        Ok(Limits {
+            floor,
+            most,
+            unit: region_unit(most),
+        })
+    }
+
+    /// Longest that moving what only this donor has may take; `None` when that is not asked for.
+    pub fn drain(&self) -> Option<Duration> {
+        let limit = Duration::from_secs(self.drain_s.unwrap_or(60).min(86_400));
+        (self.on_stop != Some(OnStop::Drop)).then_some(limit)
     }
 }
 
@@ -447,6 +536,30 @@ mod tests {
     use super::*;
 
     #[test]
+    fn what_is_lent_and_kept() {
+        let gib = 1 << 30;
+        let keys = |lend: Option<&str>, keep_free: Option<u64>| DonorKeys {
+            lend: lend.map(|text| text.parse().expect("valid")),
+            keep_free: keep_free.map(Size),
+            ..DonorKeys::default()
+        };
+        for (lend, keep, total, floor, most) in [
+            (Some("8GiB"), None, 64 * gib, 64 * gib / 10, 8 * gib),
+            (Some("1GiB"), None, 4 * gib, gib, gib),
+            (Some("1GiB"), None, gib, gib / 2, gib),
+            (Some("auto"), Some(gib), 4 * gib, gib, 3 * gib),
+            (None, Some(5), 4 * gib, 5, gib / 2),
+        ] {
+            let limits = keys(lend, keep).limits(total, 2 * gib).expect("valid");
+            assert_eq!((limits.floor, limits.most), (floor, most), "{lend:?}");
+        }
+        assert!(keys(Some("1MiB"), None).limits(gib, gib).is_err());
+        let file: File = toml::from_str("[donor]\nlend = 'auto'\non_stop = 'drop'").expect("valid");
+        assert_eq!(file.donor.lend, Some(Lend::Auto));
+        assert_eq!(file.donor.drain(), None);
+    }
+
+    #[test]
     fn unknown_keys_are_errors_and_flags_win() {
         let file: File = toml::from_str(
             "state_dir = '/s'\nmetad_url = 'http://[::1]:1'\n[donor]\nlend = '2GiB'\nhuge_pages = 'never'\n\
@@ -454,11 +567,11 @@ mod tests {
         )
         .expect("valid");
         let flags = DonorKeys {
-            lend: Some(Size(1 << 30)),
+            lend: Some(Lend::Size(Size(1 << 30))),
             ..DonorKeys::default()
         };
         let merged = flags.over(file.donor.clone());
-        assert_eq!(merged.lend, Some(Size(1 << 30)));
+        assert_eq!(merged.lend, Some(Lend::Size(Size(1 << 30))));
         assert_eq!(merged.huge_pages, Some(HugePages::Never));
         assert_eq!(file.paths().state_dir, Some("/s".into()));
         assert!(file.registry["docker.io"].insecure);

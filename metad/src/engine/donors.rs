@@ -229,7 +229,7 @@ impl Engine {
     }
 
     /// Builds a donor's free map from what the store has.
-    fn rebuild(&self, state: &mut State, row: &DonorRow) -> Result<(), Error> {
+    pub(super) fn rebuild(&self, state: &mut State, row: &DonorRow) -> Result<(), Error> {
         let extents = state.writer.read().extents_of_donor(row.id)?;
         state.space.add_donor(
             row.id,

@@ -18,13 +18,13 @@ use nix::{
     unistd::Uid,
 };
 
-use super::{Lent, Shared, socket_file::SocketFile};
+use super::{Lending, Lent, Shared, socket_file::SocketFile};
 use crate::{
     shm::{
         frames::{Answer, FrameError, HELLO_LEN_BYTES, Hello, Refusal},
         socket,
     },
-    transport::Access,
+    transport::{Access, RegionInfo},
 };
 
 /// Connections accepted in one turn, so that a crowd at the door does not keep those inside
@@ -51,12 +51,11 @@ struct Client {
     stage: Stage,
 }
 
-#[derive(Clone, Copy, PartialEq, Eq)]
 enum Stage {
     /// Has until then to say what it wants.
     Silent { until: Instant },
-    /// Holds the memory of this epoch.
-    Reader { epoch: u64 },
+    /// Holds this memory.
+    Reader { held: Arc<Lent>, access: Access },
     /// To be closed.
     Done,
 }
@@ -74,7 +73,7 @@ impl Service {
 
     pub(super) fn run(mut self) {
         while !self.shared.stop.load(Ordering::Acquire) {
-            self.revoke();
+            self.tell();
             self.hang_up_on_the_silent();
             self.forget_the_done();
             match self.wait() {
@@ -95,17 +94,17 @@ impl Service {
         }
     }
 
-    /// Ends the connections of epochs that are over.
-    fn revoke(&mut self) {
+    /// Ends the connections of epochs that are over, and tells the others which regions came and
+    /// went.
+    fn tell(&mut self) {
+        // Read before what is lent: whoever waits for this number sees it only once that is told.
+        let change = self.shared.changes.load(Ordering::Acquire);
         let epoch = self.shared.epoch.load(Ordering::Acquire);
+        let lent = self.shared.lent.read().clone();
         for client in &mut self.clients {
-            if let Stage::Reader { epoch: held } = client.stage
-                && held != epoch
-            {
-                client.say(&Answer::Revoked { epoch }, &[]);
-                client.stage = Stage::Done;
-            }
+            client.follow(epoch, lent.as_ref());
         }
+        self.shared.told(change);
     }
 
     fn hang_up_on_the_silent(&mut self) {
@@ -119,7 +118,8 @@ impl Service {
     }
 
     fn forget_the_done(&mut self) {
-        self.clients.retain(|client| client.stage != Stage::Done);
+        self.clients
+            .retain(|client| !matches!(client.stage, Stage::Done));
         let readers = self
             .clients
             .iter()
@@ -236,7 +236,7 @@ impl Service {
         }
         let bytes = packet.get(..len.min(PACKET)).unwrap_or_default();
         match self.shared.answer(bytes, &client.socket) {
-            Ok((lent, access)) => client.stage = client.welcome(&lent, access),
+            Ok((lent, access)) => client.stage = client.welcome(lent, access),
             Err(answer) => {
                 self.shared.turned_away.fetch_add(1, Ordering::Relaxed);
                 client.say(&answer, &[]);
@@ -264,6 +264,7 @@ impl Shared {
             .lent
             .read()
             .clone()
+            .filter(|lent| !lent.regions.is_empty())
             .ok_or(Answer::Refused(Refusal::Busy))?;
         if hello.epoch != 0 && hello.epoch != lent.epoch {
             return Err(Answer::WrongEpoch { actual: lent.epoch });
@@ -273,24 +274,62 @@ impl Shared {
 }
 
 impl Client {
-    fn welcome(&self, lent: &Lent, access: Access) -> Stage {
-        let regions = lent.regions.iter().map(|region| region.info).collect();
-        let fds = lent.regions.iter().map(|region| match access {
-            Access::Read => region.read_only.as_raw_fd(),
-            Access::ReadWrite => region.memory.as_fd().as_raw_fd(),
-        });
-        let sent = self.say(
-            &Answer::Welcome {
-                epoch: lent.epoch,
-                regions,
-            },
-            &fds.collect::<Vec<_>>(),
-        );
-        if sent {
-            Stage::Reader { epoch: lent.epoch }
+    fn welcome(&self, lent: Arc<Lent>, access: Access) -> Stage {
+        let answer = Answer::Welcome {
+            epoch: lent.epoch,
+            regions: infos(&lent.regions),
+        };
+        if self.say(&answer, &descriptors(&lent.regions, access)) {
+            Stage::Reader { held: lent, access }
         } else {
             Stage::Done
         }
+    }
+
+    /// Tells a reader what has changed since it was last told. One that does not take it has
+    /// stopped listening, and loses its connection.
+    fn follow(&mut self, epoch: u64, lent: Option<&Arc<Lent>>) {
+        let Stage::Reader { held, access } = &self.stage else {
+            return;
+        };
+        let access = *access;
+        if held.epoch != epoch {
+            self.say(&Answer::Revoked { epoch }, &[]);
+            self.stage = Stage::Done;
+            return;
+        }
+        let Some(lent) = lent.filter(|lent| lent.epoch == epoch && !Arc::ptr_eq(lent, held)) else {
+            return;
+        };
+        let lent = Arc::clone(lent);
+        let gone = held.regions.iter().map(|region| region.info.id);
+        let gone: Vec<_> = gone.filter(|id| lent.get(*id).is_none()).collect();
+        let came = lent.regions.iter();
+        let came: Vec<_> = came
+            .filter(|region| held.get(region.info.id).is_none())
+            .cloned()
+            .collect();
+        let took = (gone.is_empty()
+            || self.say(
+                &Answer::Retired {
+                    epoch,
+                    regions: gone,
+                },
+                &[],
+            ))
+            && (came.is_empty()
+                || self.say(
+                    &Answer::Added {
+                        epoch,
+                        regions: infos(&came),
+                    },
+                    &descriptors(&came, access),
+                ));
+        self.stage = if took {
+            Stage::Reader { held: lent, access }
+        } else {
+            Stage::Done
+        };
     }
 
     /// Whether the peer took it.
@@ -301,6 +340,18 @@ impl Client {
         }
         sent.is_ok()
     }
+}
+
+fn infos(regions: &[Arc<Lending>]) -> Vec<RegionInfo> {
+    regions.iter().map(|region| region.info).collect()
+}
+
+fn descriptors(regions: &[Arc<Lending>], access: Access) -> Vec<RawFd> {
+    let fds = regions.iter().map(|region| match access {
+        Access::Read => region.read_only.as_raw_fd(),
+        Access::ReadWrite => region.memory.as_fd().as_raw_fd(),
+    });
+    fds.collect()
 }
 
 /// Root and the donor's own user could open the memory through /proc anyway.

@@ -11,7 +11,7 @@ use tempfile::TempDir;
 use super::*;
 use crate::{
     shm::ShmTransport,
-    transport::{Access, Transport, TransportError, Write},
+    transport::{Access, RegionId, Transport, TransportError, Write},
 };
 
 const MIB: u64 = 1 << 20;
@@ -40,12 +40,21 @@ fn connect(server: &DonorServer) -> Result<ShmTransport, TransportError> {
 
 #[test]
 fn lends_what_can_be_lent() {
-    for (bytes, region) in [
-        (2 * MIB, 2 * MIB),
-        (5 * MIB - 1, 4 * MIB),
-        (1 << 40, 1 << 40),
+    let gib = 1024 * MIB;
+    for (bytes, unit, regions, rest) in [
+        (MIB, 0, 0, 0),
+        (2 * MIB, 0, 0, 2 * MIB),
+        (5 * MIB - 1, 0, 0, 4 * MIB),
+        (100 * MIB, 16 * MIB, 6, 4 * MIB),
+        (gib, 32 * MIB, 32, 0),
+        (8 * gib, 256 * MIB, 32, 0),
+        (10 * gib - MIB, 320 * MIB, 31, 318 * MIB),
+        (1024 * gib, 32 * gib, 32, 0),
     ] {
-        assert_eq!(DonorConfig::new("n", "s", bytes).regions, [region]);
+        let mut wanted = vec![unit; regions];
+        wanted.extend((rest > 0).then_some(rest));
+        assert_eq!(DonorConfig::new("n", "s", bytes).regions, wanted, "{bytes}");
+        assert!(wanted.len() <= 33);
     }
 }
 
@@ -112,7 +121,7 @@ fn configurations_that_make_no_sense() {
         ),
         (
             DonorConfig::new("test", &good.socket, MIB),
-            "a region of 0 bytes",
+            "0 regions, must be 1 to 64",
         ),
     ] {
         let error = start(&change).unwrap_err();

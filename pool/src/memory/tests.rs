@@ -87,7 +87,6 @@ fn only_its_owner_may_open_it_again() {
 
 #[test]
 fn discarded_bytes_are_zero_and_their_pages_free() {
-    use std::os::unix::fs::MetadataExt;
     let memory = Memory::new(8 * MIB, HugePages::Never, true).unwrap();
     let held = |memory: &Memory| memory.file.metadata().unwrap().blocks() * 512;
     assert_eq!(held(&memory), 8 * MIB);
@@ -109,7 +108,6 @@ fn discarded_bytes_are_zero_and_their_pages_free() {
 
 #[test]
 fn memory_is_taken_when_asked_to() {
-    use std::os::unix::fs::MetadataExt;
     assert_eq!(ordinary(4 * MIB).file.metadata().unwrap().blocks(), 0);
     let error = Memory::new(1 << 50, HugePages::Never, true).unwrap_err();
     assert!(

@@ -7,21 +7,25 @@
 //! ```text
 //! hello, 64 bytes, the reader's first and only message
 //!    0  8  magic "HRBRSHM\0"          12  4  reserved
-//!    8  2  version, 1                 16  8  epoch wanted, 0 for whichever it is
+//!    8  2  version, 2                 16  8  epoch wanted, 0 for whichever it is
 //!   10  2  access: 1 read,            24 32  token, zeros for none
 //!          2 read and write           56  8  reserved
 //!
-//! answer, a head of 32 bytes, then the regions of a welcome, 16 bytes each, in order of their id
+//! answer, a head of 32 bytes, then regions in order of their id: of a welcome and of an addition
+//! 16 bytes each, of a retirement only the id
 //!    0  8  magic "HRBRSHM\0"           0  4  id
-//!    8  2  version, 1                  4  4  flags: 1 huge pages
+//!    8  2  version, 2                  4  4  flags: 1 huge pages
 //!   10  2  kind                        8  8  length in bytes
-//!   12  4  number of regions of a welcome, reason of a refusal, else 0
+//!   12  4  number of regions, reason of a refusal, else 0
 //!   16  8  epoch of the donor, 0 in a refusal
 //!   24  8  reserved
 //! ```
 //!
-//! A welcome carries one memfd for each region, in the same order, as `SCM_RIGHTS`. After it the
-//! reader sends nothing, and the donor at most one revocation before it closes.
+//! A welcome and an addition carry one memfd for each region, in the same order, as `SCM_RIGHTS`.
+//! After the welcome the reader sends nothing; the donor sends retirements and additions as its
+//! regions go and come, and at most one revocation before it closes.
+//!
+//! Version 2 added retirements and additions.
 
 use crate::{
     memory::REGION_ALIGN_BYTES,
@@ -33,14 +37,16 @@ pub use crate::{token::Token, wire::FrameError};
 
 /// First bytes of every message.
 pub const MAGIC: [u8; 8] = *b"HRBRSHM\0";
-/// The one version there is: hello, welcome, refusal, revocation as above.
-pub const VERSION: u16 = 1;
+/// The one version that is spoken.
+pub const VERSION: u16 = 2;
 /// Length of a hello in bytes.
 pub const HELLO_LEN_BYTES: usize = 64;
 /// Length of the fixed part of an answer in bytes.
 pub const HEAD_LEN_BYTES: usize = 32;
 /// Length of one region of a welcome in bytes.
 pub const REGION_LEN_BYTES: usize = 16;
+/// Length of one region of a retirement in bytes.
+pub const ID_LEN_BYTES: usize = 4;
 /// A donor lends at most this many regions: their memfds go into one message.
 pub const MAX_REGIONS: usize = 64;
 /// Length of the longest answer in bytes.
@@ -52,6 +58,8 @@ const KIND_WELCOME: u16 = 1;
 const KIND_WRONG_EPOCH: u16 = 2;
 const KIND_REFUSED: u16 = 3;
 const KIND_REVOKED: u16 = 4;
+const KIND_RETIRED: u16 = 5;
+const KIND_ADDED: u16 = 6;
 const FLAG_HUGE_PAGES: u32 = 1;
 
 /// What a reader asks for.
@@ -102,6 +110,20 @@ pub enum Answer {
         /// It, not 0.
         epoch: u64,
     },
+    /// These regions are no longer lent; the others and the epoch stay.
+    Retired {
+        /// The donor's epoch, not 0.
+        epoch: u64,
+        /// 1 to [`MAX_REGIONS`] growing ids.
+        regions: Vec<RegionId>,
+    },
+    /// These regions are lent too, with their memfds.
+    Added {
+        /// The donor's epoch, not 0.
+        epoch: u64,
+        /// 1 to [`MAX_REGIONS`] regions with growing ids.
+        regions: Vec<RegionInfo>,
+    },
 }
 
 impl Hello {
@@ -144,35 +166,40 @@ impl Hello {
 impl Answer {
     /// The message.
     pub fn encode(&self) -> Vec<u8> {
-        let none: &[RegionInfo] = &[];
-        let (kind, count, epoch, regions) = match self {
-            // More regions than fit in a count are more than `parse` takes anyway.
-            Self::Welcome { epoch, regions } => (
-                KIND_WELCOME,
-                u32::try_from(regions.len()).unwrap_or(u32::MAX),
-                *epoch,
-                regions.as_slice(),
-            ),
-            Self::WrongEpoch { actual } => (KIND_WRONG_EPOCH, 0, *actual, none),
-            Self::Refused(refusal) => (KIND_REFUSED, refusal.code(), 0, none),
-            Self::Revoked { epoch } => (KIND_REVOKED, 0, *epoch, none),
+        // More regions than fit in a count are more than `parse` takes anyway.
+        let number = |count: usize| u32::try_from(count).unwrap_or(u32::MAX);
+        let (kind, count, epoch) = match self {
+            Self::Welcome { epoch, regions } => (KIND_WELCOME, number(regions.len()), *epoch),
+            Self::WrongEpoch { actual } => (KIND_WRONG_EPOCH, 0, *actual),
+            Self::Refused(refusal) => (KIND_REFUSED, refusal.code(), 0),
+            Self::Revoked { epoch } => (KIND_REVOKED, 0, *epoch),
+            Self::Retired { epoch, regions } => (KIND_RETIRED, number(regions.len()), *epoch),
+            Self::Added { epoch, regions } => (KIND_ADDED, number(regions.len()), *epoch),
         };
-        let mut bytes = Vec::with_capacity(HEAD_LEN_BYTES + regions.len() * REGION_LEN_BYTES);
+        let mut bytes = Vec::with_capacity(HEAD_LEN_BYTES);
         bytes.extend(MAGIC);
         bytes.extend(VERSION.to_le_bytes());
         bytes.extend(kind.to_le_bytes());
         bytes.extend(count.to_le_bytes());
         bytes.extend(epoch.to_le_bytes());
         bytes.extend([0; 8]);
-        for region in regions {
-            let flags = if region.huge_pages {
-                FLAG_HUGE_PAGES
-            } else {
-                0
-            };
-            bytes.extend(region.id.0.to_le_bytes());
-            bytes.extend(flags.to_le_bytes());
-            bytes.extend(region.len.to_le_bytes());
+        match self {
+            Self::Welcome { regions, .. } | Self::Added { regions, .. } => {
+                for region in regions {
+                    let flags = if region.huge_pages {
+                        FLAG_HUGE_PAGES
+                    } else {
+                        0
+                    };
+                    bytes.extend(region.id.0.to_le_bytes());
+                    bytes.extend(flags.to_le_bytes());
+                    bytes.extend(region.len.to_le_bytes());
+                }
+            }
+            Self::Retired { regions, .. } => {
+                bytes.extend(regions.iter().flat_map(|id| id.0.to_le_bytes()));
+            }
+            Self::WrongEpoch { .. } | Self::Refused(_) | Self::Revoked { .. } => {}
         }
         bytes
     }
@@ -185,11 +212,20 @@ impl Answer {
         if (epoch == 0) != (kind == KIND_REFUSED) {
             return Err(field("epoch", epoch));
         }
-        if kind == KIND_WELCOME {
-            return Ok(Self::Welcome {
-                epoch,
-                regions: parse_regions(bytes, count)?,
-            });
+        match kind {
+            KIND_WELCOME => {
+                let regions = parse_regions(bytes, count)?;
+                return Ok(Self::Welcome { epoch, regions });
+            }
+            KIND_ADDED => {
+                let regions = parse_regions(bytes, count)?;
+                return Ok(Self::Added { epoch, regions });
+            }
+            KIND_RETIRED => {
+                let regions = parse_ids(bytes, count)?;
+                return Ok(Self::Retired { epoch, regions });
+            }
+            _ => {}
         }
         if bytes.len() != HEAD_LEN_BYTES {
             return Err(FrameError::Length(bytes.len()));
@@ -244,14 +280,33 @@ impl std::fmt::Display for Refusal {
     }
 }
 
-fn parse_regions(bytes: &[u8], count: u32) -> Result<Vec<RegionInfo>, FrameError> {
+/// The number of regions of a message, once its length fits.
+fn number_of(bytes: &[u8], count: u32, each_len: usize) -> Result<usize, FrameError> {
     let count = usize::try_from(count).unwrap_or(usize::MAX);
     if count == 0 || count > MAX_REGIONS {
         return Err(field("number of regions", count as u64));
     }
-    if bytes.len() != HEAD_LEN_BYTES + count * REGION_LEN_BYTES {
+    if bytes.len() != HEAD_LEN_BYTES + count * each_len {
         return Err(FrameError::Length(bytes.len()));
     }
+    Ok(count)
+}
+
+fn parse_ids(bytes: &[u8], count: u32) -> Result<Vec<RegionId>, FrameError> {
+    let count = number_of(bytes, count, ID_LEN_BYTES)?;
+    let mut ids: Vec<RegionId> = Vec::with_capacity(count);
+    for index in 0..count {
+        let id = RegionId(u32_at(bytes, HEAD_LEN_BYTES + index * ID_LEN_BYTES)?);
+        if ids.last().is_some_and(|before| *before >= id) {
+            return Err(field("region out of order", id.0));
+        }
+        ids.push(id);
+    }
+    Ok(ids)
+}
+
+fn parse_regions(bytes: &[u8], count: u32) -> Result<Vec<RegionInfo>, FrameError> {
+    let count = number_of(bytes, count, REGION_LEN_BYTES)?;
     let mut regions: Vec<RegionInfo> = Vec::with_capacity(count);
     for index in 0..count {
         let at = HEAD_LEN_BYTES + index * REGION_LEN_BYTES;

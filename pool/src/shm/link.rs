@@ -12,12 +12,12 @@ use parking_lot::RwLock;
 
 use super::{
     Regions,
-    frames::{Answer, HEAD_LEN_BYTES},
-    socket,
+    frames::{Answer, MAX_ANSWER_LEN_BYTES},
+    map, socket,
 };
 use crate::{
     sys,
-    transport::{TransportError, refused, unreachable},
+    transport::{Access, TransportError, refused, unreachable},
 };
 
 /// The watcher wakes at least this often, with nothing to do.
@@ -28,6 +28,7 @@ const WATCH: Duration = Duration::from_secs(60);
 pub(super) struct Link {
     address: String,
     epoch: u64,
+    access: Access,
     socket: OwnedFd,
     state: RwLock<State>,
 }
@@ -44,10 +45,17 @@ enum State {
 }
 
 impl Link {
-    pub(super) fn new(address: String, epoch: u64, socket: OwnedFd, regions: Regions) -> Self {
+    pub(super) fn new(
+        address: String,
+        epoch: u64,
+        access: Access,
+        socket: OwnedFd,
+        regions: Regions,
+    ) -> Self {
         Self {
             address,
             epoch,
+            access,
             socket,
             state: RwLock::new(State::Up(Arc::new(regions))),
         }
@@ -77,8 +85,8 @@ impl Link {
         }
     }
 
-    /// Starts the thread that waits for the end of the connection. It holds the socket and ends
-    /// when that is shut down.
+    /// Starts the thread that follows what the donor lends and waits for the end of the connection.
+    /// It holds the socket and ends when that is shut down.
     pub(super) fn watch(self: &Arc<Self>) -> io::Result<JoinHandle<()>> {
         let link = Arc::clone(self);
         thread::Builder::new()
@@ -105,21 +113,55 @@ impl Link {
                 Ok(false) => continue,
                 Err(_) => return State::Closed,
             }
-            let mut packet = [0; HEAD_LEN_BYTES + 1];
-            return match sys::receive(self.socket(), &mut packet) {
-                Ok(received) if received.len == 0 => State::Closed,
-                Ok(received) => self.ended_by(packet.get(..received.len).unwrap_or_default()),
+            let mut packet = [0; MAX_ANSWER_LEN_BYTES + 1];
+            let received = match sys::receive(self.socket(), &mut packet) {
+                Ok(received) if received.len == 0 => return State::Closed,
+                Ok(received) => received,
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => continue,
-                Err(_) => State::Closed,
+                Err(_) => return State::Closed,
             };
+            let bytes = packet.get(..received.len).unwrap_or_default();
+            if let Err(end) = self.hear(bytes, received.fds) {
+                return end;
+            }
         }
     }
 
-    fn ended_by(&self, packet: &[u8]) -> State {
-        match Answer::parse(packet) {
-            Ok(Answer::Revoked { epoch }) if epoch != self.epoch => State::Revoked(epoch),
-            Ok(_) => State::Misbehaved("a message out of place".to_owned()),
-            Err(error) => State::Misbehaved(error.to_string()),
+    /// Follows what the donor says of single regions; anything else is the end.
+    fn hear(&self, packet: &[u8], fds: Vec<OwnedFd>) -> Result<(), State> {
+        let misbehaved = |what: &str| State::Misbehaved(what.to_owned());
+        let answer = Answer::parse(packet).map_err(|error| misbehaved(&error.to_string()))?;
+        match answer {
+            Answer::Revoked { epoch } if epoch != self.epoch => Err(State::Revoked(epoch)),
+            Answer::Retired { epoch, regions } if epoch == self.epoch => {
+                self.change(|before| Some(before.without(&regions)));
+                Ok(())
+            }
+            Answer::Added { epoch, regions } if epoch == self.epoch => {
+                let more = map(&regions, fds, self.access).map_err(|what| misbehaved(&what))?;
+                if self.change(|before| before.with(more)) {
+                    Ok(())
+                } else {
+                    Err(misbehaved("regions that cannot be added"))
+                }
+            }
+            _ => Err(misbehaved("a message out of place")),
         }
+    }
+
+    /// Puts other regions in place of those there are; false when there is nothing to put.
+    fn change(&self, change: impl FnOnce(&Regions) -> Option<Regions>) -> bool {
+        // Only the watcher writes the state, so nothing happens between the two locks.
+        let next = match &*self.state.read() {
+            State::Up(before) => change(before),
+            State::Closed | State::Revoked(_) | State::Misbehaved(_) => None,
+        };
+        let Some(next) = next else {
+            return false;
+        };
+        let before = std::mem::replace(&mut *self.state.write(), State::Up(Arc::new(next)));
+        // With the lock released: unmapping takes a while.
+        drop(before);
+        true
     }
 }

@@ -145,7 +145,7 @@ fn strangers_are_told_why() {
     };
     let version = {
         let mut bytes = hello.encode();
-        bytes[8] = 2;
+        bytes[8] = 1;
         bytes
     };
     let long = [hello.encode().as_slice(), &[0]].concat();

@@ -284,14 +284,24 @@ fn metad_flags(keys: &config::MetadKeys) -> Vec<OsString> {
     .concat()
 }
 
+/// A donor under `up` drops what it holds when everything on this host ends with it.
 fn donor_flags(keys: &config::DonorKeys) -> Vec<OsString> {
     let huge = keys.huge_pages.map(|when| match when {
         config::HugePages::Auto => "auto",
         config::HugePages::Never => "never",
         config::HugePages::Require => "require",
     });
+    let on_stop = match keys.on_stop {
+        Some(config::OnStop::Move) => "move",
+        Some(config::OnStop::Drop) | None => "drop",
+    };
     [
-        flag("--lend", keys.lend.map(|size| size.0)),
+        flag("--lend", keys.lend),
+        flag("--keep-free", keys.keep_free.map(|size| size.0)),
+        flag("--lend-fixed", keys.lend_fixed),
+        flag("--lock-memory", keys.lock_memory),
+        flag("--on-stop", Some(on_stop)),
+        flag("--drain-s", keys.drain_s),
         flag("--donor-name", keys.donor_name.as_deref()),
         flag("--failure-domain", keys.failure_domain.as_deref()),
         flag("--huge-pages", huge),

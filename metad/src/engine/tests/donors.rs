@@ -349,3 +349,59 @@ fn tokens_reach_those_who_read_or_write_and_nobody_else() {
     let text = format!("{region:?}");
     assert!(!text.contains("161") && !text.contains("178"), "{text}");
 }
+
+#[test]
+fn regions_that_go_take_what_lay_in_them() {
+    let world = World::new(16);
+    world.pull("a", 1, &[layer(1, 2)]).unwrap();
+    let id = world.engine.list_donors().unwrap().donors[0].id;
+    let (used, lent) = (world.books().used, world.books().lent);
+    let resize = |added: &[(u32, u64)], retired: &[u32], draining| {
+        let region = |(id, len): &(u32, u64)| v1::Region {
+            id: *id,
+            len: *len,
+            ..v1::Region::default()
+        };
+        world.engine.donor_resize(&v1::ResizeDonor {
+            donor: Some(v1::DonorRef { id, epoch: 1 }),
+            added: added.iter().map(region).collect(),
+            retired: retired.to_vec(),
+            draining,
+        })
+    };
+    resize(&[(7, 1 << 20)], &[], false).unwrap();
+    assert_eq!(
+        (world.books().lent, world.books().used),
+        (lent + (1 << 20), used)
+    );
+    assert!(matches!(
+        resize(&[(7, 2 << 20)], &[], false),
+        Err(Error::Refused(_))
+    ));
+    assert!(matches!(
+        resize(&[(8, 1 << 20)], &[8], false),
+        Err(Error::Refused(_))
+    ));
+    let lease = resize(&[], &[], true).unwrap();
+    assert!(lease.draining && lease.left_bytes == used);
+    let pull = world.begin();
+    assert!(
+        matches!(world.reserve(pull, &[Pack(7, 1)]), Err(Error::Exhausted(_))),
+        "nothing new goes to a donor that leaves"
+    );
+    let before = *world.engine.watch().borrow();
+    for _ in 0..2 {
+        resize(&[], &[0], false).unwrap();
+        assert_eq!((world.books().lent, world.books().used), (1 << 20, 0));
+    }
+    assert!(*world.engine.watch().borrow() > before, "readers are told");
+    assert_eq!(world.locate(&[Pack(100, 4096)]), [vec![]]);
+    assert_eq!(state(&world), v1::LayerState::Partial);
+    world.pull("a", 1, &[layer(1, 2)]).unwrap();
+    assert_eq!(world.locate(&[Pack(100, 4096)])[0][0].region, 7);
+    let stale = world.engine.donor_resize(&v1::ResizeDonor {
+        donor: Some(v1::DonorRef { id, epoch: 2 }),
+        ..v1::ResizeDonor::default()
+    });
+    assert!(matches!(stale, Err(Error::NotFound(_))));
+}

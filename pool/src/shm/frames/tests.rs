@@ -27,7 +27,7 @@ fn golden_hello() {
         token,
     };
     let golden = bytes(
-        "4852425253484d00 0100 0200 00000000 8877665544332211
+        "4852425253484d00 0200 0200 00000000 8877665544332211
          000102030405060708090a0b0c0d0e0f 101112131415161718191a1b1c1d1e1f 0000000000000000",
     );
     assert_eq!(hello.encode(), golden[..]);
@@ -50,22 +50,39 @@ fn golden_answers() {
     ];
     for (answer, golden) in [
         (
-            Answer::Welcome { epoch: 5, regions },
-            "4852425253484d00 0100 0100 02000000 0500000000000000 0000000000000000
+            Answer::Welcome {
+                epoch: 5,
+                regions: regions.clone(),
+            },
+            "4852425253484d00 0200 0100 02000000 0500000000000000 0000000000000000
              00000000 01000000 0000200000000000
              07000000 00000000 0000000000010000",
         ),
         (
             Answer::WrongEpoch { actual: u64::MAX },
-            "4852425253484d00 0100 0200 00000000 ffffffffffffffff 0000000000000000",
+            "4852425253484d00 0200 0200 00000000 ffffffffffffffff 0000000000000000",
         ),
         (
             Answer::Refused(Refusal::Busy),
-            "4852425253484d00 0100 0300 05000000 0000000000000000 0000000000000000",
+            "4852425253484d00 0200 0300 05000000 0000000000000000 0000000000000000",
         ),
         (
             Answer::Revoked { epoch: 258 },
-            "4852425253484d00 0100 0400 00000000 0201000000000000 0000000000000000",
+            "4852425253484d00 0200 0400 00000000 0201000000000000 0000000000000000",
+        ),
+        (
+            Answer::Retired {
+                epoch: 5,
+                regions: vec![RegionId(1), RegionId(258)],
+            },
+            "4852425253484d00 0200 0500 02000000 0500000000000000 0000000000000000
+             01000000 02010000",
+        ),
+        (
+            Answer::Added { epoch: 5, regions },
+            "4852425253484d00 0200 0600 02000000 0500000000000000 0000000000000000
+             00000000 01000000 0000200000000000
+             07000000 00000000 0000000000010000",
         ),
     ] {
         let golden = bytes(golden);
@@ -106,11 +123,17 @@ fn wrong_fields() {
     .encode();
     let revoked = Answer::Revoked { epoch: 5 }.encode();
     let refused = Answer::Refused(Refusal::Token).encode();
+    let retired = Answer::Retired {
+        epoch: 5,
+        regions: vec![RegionId(3), RegionId(4)],
+    }
+    .encode();
     let field = |field, value| FrameError::Field { field, value };
     for (message, at, value, error) in [
         (&welcome, 0, 0_u64, FrameError::Magic),
         (&welcome, 8, 3, FrameError::Version(3)),
         (&welcome, 10, 5, FrameError::Length(64)),
+        (&welcome, 10, 7, FrameError::Length(64)),
         (&welcome, 12, 0, field("number of regions", 0)),
         (&welcome, 12, 3, FrameError::Length(64)),
         (&welcome, 12, 65, field("number of regions", 65)),
@@ -141,6 +164,11 @@ fn wrong_fields() {
         (&revoked, 10, 9, field("kind", 9)),
         (&revoked, 12, 1, field("count", 1)),
         (&revoked, 16, 0, field("epoch", 0)),
+        (&retired, 12, 0, field("number of regions", 0)),
+        (&retired, 12, 65, field("number of regions", 65)),
+        (&retired, 12, 1, FrameError::Length(40)),
+        (&retired, 16, 0, field("epoch", 0)),
+        (&retired, 36, 3, field("region out of order", 3)),
         (&refused, 12, 0, field("reason", 0)),
         (&refused, 12, 6, field("reason", 6)),
         (&refused, 16, 1, field("epoch", 1)),
@@ -199,6 +227,7 @@ fn tokens_keep_quiet() {
 fn any_answer() -> impl Strategy<Value = Answer> {
     let region = (1..=MAX_REGION_BYTES / REGION_ALIGN_BYTES, any::<bool>());
     let regions = prop::collection::btree_map(any::<u32>(), region, 1..=MAX_REGIONS);
+    let ids = prop::collection::btree_set(any::<u32>(), 1..=MAX_REGIONS);
     let region = |(id, (units, huge_pages))| RegionInfo {
         id: RegionId(id),
         len: units * REGION_ALIGN_BYTES,
@@ -206,9 +235,17 @@ fn any_answer() -> impl Strategy<Value = Answer> {
     };
     let refusal = (1..=5_u32).prop_map(|code| Refusal::from_code(code).unwrap());
     prop_oneof![
-        (1_u64.., regions).prop_map(move |(epoch, regions)| Answer::Welcome {
+        (1_u64.., regions, any::<bool>()).prop_map(move |(epoch, regions, first)| {
+            let regions = regions.into_iter().map(region).collect();
+            if first {
+                Answer::Welcome { epoch, regions }
+            } else {
+                Answer::Added { epoch, regions }
+            }
+        }),
+        (1_u64.., ids).prop_map(|(epoch, ids)| Answer::Retired {
             epoch,
-            regions: regions.into_iter().map(region).collect()
+            regions: ids.into_iter().map(RegionId).collect()
         }),
         (1_u64..).prop_map(|actual| Answer::WrongEpoch { actual }),
         refusal.prop_map(Answer::Refused),
