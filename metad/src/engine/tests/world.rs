@@ -494,7 +494,7 @@ pub(super) fn region(id: u32, pages: u64) -> v1::Region {
     v1::Region {
         id,
         len: pages * 4096,
-        huge_pages: false,
+        ..Default::default()
     }
 }
 
