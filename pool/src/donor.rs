@@ -12,7 +12,7 @@
 
 use std::{
     io,
-    net::SocketAddr,
+    net::{IpAddr, SocketAddr},
     os::fd::OwnedFd,
     path::PathBuf,
     sync::{
@@ -33,9 +33,9 @@ use crate::{
         frames::{MAX_REGION_BYTES, MAX_REGIONS},
     },
     sys::Mapping,
-    tcp::hook::VerbsHook,
     token::{RegionKey, Token, random_bytes},
     transport::{RegionId, RegionInfo},
+    verbs::lender::{Lender, Registered},
 };
 
 mod error;
@@ -75,6 +75,8 @@ pub struct DonorConfig {
     /// Where to listen for readers on other hosts; none for readers on this host alone. Those show
     /// the tokens of [`DonorServer::keys`].
     pub listen: Vec<SocketAddr>,
+    /// Lend to them over RDMA too, where a device has such an address; all memory is then held.
+    pub rdma: bool,
     /// Bounds of what is done for readers on other hosts.
     pub tcp: TcpLimits,
     /// Connections at one time; one more is told to come back later.
@@ -98,6 +100,7 @@ impl DonorConfig {
             socket_mode: 0o600,
             token: Token::NONE,
             listen: Vec::new(),
+            rdma: true,
             tcp: TcpLimits::default(),
             max_connections: 256,
             handshake_timeout: Duration::from_secs(2),
@@ -132,7 +135,7 @@ struct Shared {
     /// `None` between two epochs.
     lent: RwLock<Option<Arc<Lent>>>,
     /// Sets up queue pairs for readers on other hosts, where this host has RDMA.
-    verbs: Option<Arc<dyn VerbsHook>>,
+    verbs: Option<Arc<Lender>>,
     epoch: AtomicU64,
     stop: AtomicBool,
     wake: EventFd,
@@ -160,6 +163,8 @@ pub(crate) struct Lending {
     /// Huge pages in this process's address space, once somebody on another host writes there: they
     /// cannot be written through their file.
     mapping: OnceLock<Option<Mapping>>,
+    /// What RDMA devices know of it, until it is taken back.
+    pub(crate) devices: Registered,
 }
 
 impl Lending {
@@ -206,7 +211,8 @@ impl DonorServer {
         };
         // The socket first: two donors at once must not both take the memory.
         let (file, listener) = SocketFile::bind(&config.socket, config.socket_mode)?;
-        let lent = lend(&config, epoch, &config.regions)?;
+        let verbs = Lender::open(&config).map(Arc::new);
+        let lent = lend(&config, verbs.as_deref(), epoch, &config.regions)?;
         let path = config.socket.clone();
         let io = |what, source| DonorError::Io {
             what,
@@ -218,7 +224,7 @@ impl DonorServer {
         let shared = Arc::new(Shared {
             config,
             lent: RwLock::new(Some(Arc::new(lent))),
-            verbs: None,
+            verbs,
             epoch: AtomicU64::new(epoch),
             stop: AtomicBool::new(false),
             wake,
@@ -273,6 +279,13 @@ impl DonorServer {
         self.door.as_ref().map_or(&[], Door::addresses)
     }
 
+    /// The addresses of this host at which it lends over RDMA.
+    pub fn rdma_addresses(&self) -> Vec<IpAddr> {
+        (self.shared.verbs.iter())
+            .flat_map(|lender| lender.addresses())
+            .collect()
+    }
+
     /// Where readers on this host find it: `"shm:/run/harbour/donor.sock"`.
     pub fn address(&self) -> String {
         address_of(&self.shared.config.socket)
@@ -324,6 +337,9 @@ impl DonorServer {
         // A reader of a huge page that is gone dies of SIGBUS when the host has no other to put in
         // its place; and huge pages go back to the host's huge pages only, which is no relief to
         // anyone. So those go when their readers have let go, which they do when told.
+        for region in before.iter().flat_map(|lent| &lent.regions) {
+            region.devices.withdraw();
+        }
         let ordinary = before
             .iter()
             .flat_map(|lent| &lent.regions)
@@ -334,7 +350,7 @@ impl DonorServer {
             }
         }
         drop(before);
-        let lent = lend(config, epoch, regions)?;
+        let lent = lend(config, self.shared.verbs.as_deref(), epoch, regions)?;
         *self.shared.lent.write() = Some(Arc::new(lent));
         tracing::info!(
             name = config.name,
@@ -380,7 +396,12 @@ impl Shared {
     }
 }
 
-fn lend(config: &DonorConfig, epoch: u64, lens: &[u64]) -> Result<Lent, DonorError> {
+fn lend(
+    config: &DonorConfig,
+    verbs: Option<&Lender>,
+    epoch: u64,
+    lens: &[u64],
+) -> Result<Lent, DonorError> {
     let memory = |source| DonorError::Memory {
         name: config.name.clone(),
         source,
@@ -406,12 +427,14 @@ fn lend(config: &DonorConfig, epoch: u64, lens: &[u64]) -> Result<Lent, DonorErr
             read: Some(random(Token::random)?),
             write: Some(random(Token::random)?),
         };
+        let devices = verbs.map(|lender| lender.register(id, &taken));
         regions.push(Lending {
             info,
             memory: taken,
             read_only,
             key,
             mapping: OnceLock::new(),
+            devices: devices.unwrap_or_default(),
         });
     }
     Ok(Lent { epoch, regions })
