@@ -151,6 +151,22 @@ impl Cluster {
         Ok(cluster)
     }
 
+    /// The same with a configuration file of this content.
+    pub fn configured(lend: &str, toml: &str) -> Result<Self> {
+        let mut cluster = Self::empty(lend)?;
+        std::fs::write(cluster.config_file(), toml)?;
+        for part in Part::ALL {
+            cluster.start_part(part, None)?;
+        }
+        cluster.wait_ready()?;
+        Ok(cluster)
+    }
+
+    /// Where its configuration file is, when it has one.
+    fn config_file(&self) -> PathBuf {
+        self.dir.path().join("harbour.toml")
+    }
+
     /// Directories of a cluster in which nothing runs yet.
     pub fn empty(lend: &str) -> Result<Self> {
         ensure!(
@@ -206,7 +222,12 @@ impl Cluster {
             .args(args)
             .env_remove("HARBOUR_FAILPOINT")
             .env_remove("HARBOUR_CONFIG")
+            .env_remove("HARBOUR_TRANSPORT")
             .env("RUST_BACKTRACE", "1");
+        let config = self.config_file();
+        if config.exists() {
+            command.arg("--config").arg(config);
+        }
         command
     }
 

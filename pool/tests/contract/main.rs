@@ -1,4 +1,4 @@
-//! One contract, every transport; and what only `shm` has to bear.
+//! One contract, every transport; and what only `shm` or only `tcp` has to bear.
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,
@@ -13,6 +13,8 @@ mod lying;
 mod rights;
 mod subjects;
 mod suite;
+mod tcp_crowd;
+mod tcp_lying;
 
 use harbour_pool::transport::TransportKind;
 use subjects::{Local, Process, Tcp, Threaded, Wrapped};

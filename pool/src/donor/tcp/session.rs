@@ -37,7 +37,7 @@ const COPIED_BYTES: usize = 32 << 10;
 const OUTPUT_BYTES: usize = 64 << 10;
 /// Bytes given to the socket in one call, so that a peer that takes little is noticed.
 const STEP_BYTES: usize = 256 << 10;
-/// A blocked call comes back after so long, to look at the time.
+/// A blocked call comes back after so long at the latest, to look at the time.
 const TICK: Duration = Duration::from_secs(1);
 /// The same where only the end of a connection is waited for.
 const IDLE: Duration = Duration::from_secs(60);
@@ -66,8 +66,10 @@ impl<'a> Session<'a> {
         purpose: Purpose,
     ) -> io::Result<()> {
         stream.set_nonblocking(false)?;
-        stream.set_read_timeout(Some(TICK))?;
-        stream.set_write_timeout(Some(TICK))?;
+        let limits = shared.config.tcp;
+        let tick = TICK.min(limits.idle_timeout).min(limits.stall_timeout);
+        stream.set_read_timeout(Some(tick))?;
+        stream.set_write_timeout(Some(tick))?;
         let mut session = Self {
             shared,
             stream,
