@@ -12,7 +12,7 @@
 
 use std::{
     io,
-    net::SocketAddr,
+    net::{IpAddr, SocketAddr},
     path::PathBuf,
     sync::{
         Arc,
@@ -31,9 +31,9 @@ use crate::{
         address_of,
         frames::{MAX_REGION_BYTES, MAX_REGIONS},
     },
-    tcp::hook::VerbsHook,
     token::{RegionKey, Token, random_bytes},
     transport::RegionInfo,
+    verbs::lender::Lender,
 };
 
 mod error;
@@ -81,6 +81,8 @@ pub struct DonorConfig {
     /// Where to listen for readers on other hosts; none for readers on this host alone. Those show
     /// the tokens of [`DonorServer::keys`].
     pub listen: Vec<SocketAddr>,
+    /// Lend to them over RDMA too, where a device has such an address; all memory is then held.
+    pub rdma: bool,
     /// Bounds of what is done for readers on other hosts.
     pub tcp: TcpLimits,
     /// Connections at one time; one more is told to come back later.
@@ -105,6 +107,7 @@ impl DonorConfig {
             socket_mode: 0o600,
             token: Token::NONE,
             listen: Vec::new(),
+            rdma: true,
             tcp: TcpLimits::default(),
             max_connections: 256,
             handshake_timeout: Duration::from_secs(2),
@@ -139,7 +142,7 @@ struct Shared {
     /// `None` between two epochs.
     lent: RwLock<Option<Arc<Lent>>>,
     /// Sets up queue pairs for readers on other hosts, where this host has RDMA.
-    verbs: Option<Arc<dyn VerbsHook>>,
+    verbs: Option<Arc<Lender>>,
     epoch: AtomicU64,
     /// Changes of what is lent in one epoch, and how many of those every reader was told.
     changes: AtomicU64,
@@ -166,7 +169,8 @@ impl DonorServer {
         };
         // The socket first: two donors at once must not both take the memory.
         let (file, listener) = SocketFile::bind(&config.socket, config.socket_mode)?;
-        let lent = lend(&config, epoch, &config.regions)?;
+        let verbs = Lender::open(&config).map(Arc::new);
+        let lent = lend(&config, verbs.as_deref(), epoch, &config.regions)?;
         let path = config.socket.clone();
         let io = |what, source| DonorError::Io {
             what,
@@ -178,7 +182,7 @@ impl DonorServer {
         let shared = Arc::new(Shared {
             config,
             lent: RwLock::new(Some(Arc::new(lent))),
-            verbs: None,
+            verbs,
             epoch: AtomicU64::new(epoch),
             changes: AtomicU64::new(0),
             told: Mutex::new(0),
@@ -236,6 +240,13 @@ impl DonorServer {
         self.door.as_ref().map_or(&[], Door::addresses)
     }
 
+    /// The addresses of this host at which it lends over RDMA.
+    pub fn rdma_addresses(&self) -> Vec<IpAddr> {
+        (self.shared.verbs.iter())
+            .flat_map(|lender| lender.addresses())
+            .collect()
+    }
+
     /// Where readers on this host find it: `"shm:/run/harbour/donor.sock"`.
     pub fn address(&self) -> String {
         address_of(&self.shared.config.socket)
@@ -287,7 +298,7 @@ impl DonorServer {
         if let Some(before) = before {
             resize::give_back(&config.name, &before.regions);
         }
-        let lent = lend(config, epoch, regions)?;
+        let lent = lend(config, self.shared.verbs.as_deref(), epoch, regions)?;
         *self.shared.lent.write() = Some(Arc::new(lent));
         tracing::info!(
             name = config.name,

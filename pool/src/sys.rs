@@ -31,6 +31,8 @@ use nix::sys::{
 
 use crate::memory::Memory;
 
+pub(crate) mod verbs;
+
 /// The kernel passes at most this many descriptors with one message (`SCM_MAX_FD`).
 const MAX_PASSED_FDS: usize = 253;
 

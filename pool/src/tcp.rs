@@ -20,7 +20,6 @@ use crate::{
 
 pub mod frames;
 pub(crate) mod handshake;
-pub(crate) mod hook;
 mod link;
 mod socket;
 

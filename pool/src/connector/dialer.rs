@@ -9,6 +9,7 @@ use crate::{
     tcp::{self, TcpTransport},
     token::Token,
     transport::{Access, Transport, TransportError, TransportKind, unreachable},
+    verbs::{self, VerbsTransport},
 };
 
 /// Which transports may be used.
@@ -28,12 +29,14 @@ pub struct AddressDialer {
     token: Token,
     preference: Preference,
     host: Option<String>,
+    device: Option<String>,
 }
 
 /// One way to a donor.
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Way {
     Shm(PathBuf),
+    Verbs(SocketAddr),
     Tcp(SocketAddr),
 }
 
@@ -46,7 +49,13 @@ impl AddressDialer {
             token,
             preference,
             host: host::id(),
+            device: None,
         }
+    }
+
+    /// The same over the RDMA device of this name, whatever address this host reaches a donor from.
+    pub fn with_device(self, device: Option<String>) -> Self {
+        Self { device, ..self }
     }
 
     /// The ways to a donor with these addresses, best first.
@@ -56,6 +65,17 @@ impl AddressDialer {
         if self.allows(TransportKind::Shm) && host::may_be(self.host.as_deref(), addresses) {
             let paths = addresses.iter().filter_map(|address| shm::path_of(address));
             ways.extend(paths.map(Way::Shm));
+        }
+        if self.allows(TransportKind::Verbs) {
+            let peers = addresses
+                .iter()
+                .filter_map(|address| verbs::peer_of(address));
+            // Where this host has no device there is nothing to try, unless nothing else may be.
+            let tried = |peer: &SocketAddr| {
+                self.preference != Preference::Auto
+                    || verbs::may_reach(*peer, self.device.as_deref())
+            };
+            ways.extend(peers.filter(tried).map(Way::Verbs));
         }
         if self.allows(TransportKind::Tcp) {
             let peers = addresses.iter().filter_map(|address| tcp::peer_of(address));
@@ -68,6 +88,7 @@ impl AddressDialer {
     pub fn first_choice(&self, addresses: &[String]) -> Option<TransportKind> {
         self.ways(addresses).first().map(|way| match way {
             Way::Shm(_) => TransportKind::Shm,
+            Way::Verbs(_) => TransportKind::Verbs,
             Way::Tcp(_) => TransportKind::Tcp,
         })
     }
@@ -89,6 +110,14 @@ impl AddressDialer {
         Ok(match way {
             Way::Shm(path) => Arc::new(ShmTransport::connect(
                 path, epoch, access, self.token, deadline,
+            )?),
+            Way::Verbs(peer) => Arc::new(VerbsTransport::connect(
+                *peer,
+                self.device.as_deref(),
+                epoch,
+                access,
+                &endpoint.keys,
+                deadline,
             )?),
             Way::Tcp(peer) => Arc::new(TcpTransport::connect(
                 *peer,
@@ -174,5 +203,16 @@ mod tests {
         assert_eq!(only(TransportKind::Tcp), [tcp(four)]);
         assert_eq!(only(TransportKind::Shm), [shm]);
         assert_eq!(only(TransportKind::Verbs), []);
+        let verbs = ways(
+            Preference::Only(TransportKind::Verbs),
+            &["verbs:192.0.2.1:1", four],
+        );
+        assert_eq!(verbs, [Way::Verbs("192.0.2.1:1".parse().unwrap())]);
+        let no_device = ways(auto, &["verbs:192.0.2.1:1", four]);
+        assert_eq!(
+            no_device,
+            [tcp(four)],
+            "no device has a route to a documentation address"
+        );
     }
 }

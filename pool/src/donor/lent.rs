@@ -14,6 +14,7 @@ use crate::{
     sys::Mapping,
     token::{RegionKey, Token},
     transport::{RegionId, RegionInfo},
+    verbs::lender::{Lender, Registered},
 };
 
 /// A region is a multiple of this long, so that few regions hold what many packs are.
@@ -45,11 +46,18 @@ pub(crate) struct Lending {
     /// Huge pages in this process's address space, once somebody on another host writes there: they
     /// cannot be written through their file.
     mapping: OnceLock<Option<Mapping>>,
+    /// What RDMA devices know of it, until it is taken back.
+    pub(crate) devices: Registered,
 }
 
 impl Lending {
-    /// Takes the memory of one region.
-    pub(super) fn new(config: &DonorConfig, id: RegionId, len: u64) -> Result<Self, DonorError> {
+    /// Takes the memory of one region and registers it with the devices of `verbs`.
+    pub(super) fn new(
+        config: &DonorConfig,
+        verbs: Option<&Lender>,
+        id: RegionId,
+        len: u64,
+    ) -> Result<Self, DonorError> {
         let memory_error = |source| DonorError::Memory {
             name: config.name.clone(),
             source,
@@ -73,6 +81,7 @@ impl Lending {
             read: Some(random(Token::random)?),
             write: Some(random(Token::random)?),
         };
+        let devices = verbs.map(|lender| lender.register(id, &memory));
         Ok(Self {
             info,
             locked: Mutex::new(locked),
@@ -80,6 +89,7 @@ impl Lending {
             read_only,
             key,
             mapping: OnceLock::new(),
+            devices: devices.unwrap_or_default(),
         })
     }
 
@@ -114,11 +124,16 @@ impl Lent {
 }
 
 /// Takes the memory of a donor's regions.
-pub(super) fn lend(config: &DonorConfig, epoch: u64, lens: &[u64]) -> Result<Lent, DonorError> {
+pub(super) fn lend(
+    config: &DonorConfig,
+    verbs: Option<&Lender>,
+    epoch: u64,
+    lens: &[u64],
+) -> Result<Lent, DonorError> {
     let mut regions = Vec::with_capacity(lens.len());
     let mut next = 0;
     for len in lens.iter().copied() {
-        let region = Lending::new(config, RegionId(next), len)?;
+        let region = Lending::new(config, verbs, RegionId(next), len)?;
         regions.push(Arc::new(region));
         next += 1;
     }

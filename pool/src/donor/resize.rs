@@ -81,7 +81,12 @@ impl DonorServer {
         }
         let next = before.next.checked_add(1);
         let next = next.ok_or_else(|| wrong("no region ids are left in this epoch".to_owned()))?;
-        let region = Lending::new(&shared.config, RegionId(before.next), len)?;
+        let region = Lending::new(
+            &shared.config,
+            shared.verbs.as_deref(),
+            RegionId(before.next),
+            len,
+        )?;
         let info = region.info;
         let mut regions = before.regions.clone();
         regions.push(Arc::new(region));
@@ -133,12 +138,15 @@ impl Shared {
     }
 }
 
-/// Returns the pages of `regions` to the host, whoever maps them.
+/// Returns the pages of `regions` to the host, whoever maps them; RDMA devices let go of them first.
 ///
 /// A reader of a huge page that is gone dies of SIGBUS when the host has no other to put in its
 /// place; and huge pages go back to the host's huge pages only, which is no relief to anyone. So
 /// those go when their readers have let go, which they do when told.
 pub(super) fn give_back(name: &str, regions: &[Arc<Lending>]) {
+    for region in regions {
+        region.devices.withdraw();
+    }
     let ordinary: Vec<_> = regions
         .iter()
         .filter(|region| !region.info.huge_pages)

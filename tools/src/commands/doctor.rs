@@ -59,6 +59,7 @@ pub(super) fn run(context: &Context, args: &Listing) -> anyhow::Result<ExitCode>
         locked_memory(),
         open_files(),
     ];
+    findings.extend(rdma());
     findings.push(state_directory(context));
     findings.extend(daemons(context));
     findings.push(mount(context));
@@ -195,6 +196,22 @@ fn huge_pages() -> Finding {
             "sysctl vm.nr_hugepages=N, before the donor starts",
         )
     }
+}
+
+/// What stands between this host and RDMA. Without it donors on other hosts are read over TCP, so
+/// nothing here is worse than weak.
+fn rdma() -> Vec<Finding> {
+    let found = harbour_pool::verbs::check().into_iter();
+    found
+        .map(|found| {
+            let grade = if found.works() {
+                Grade::Good
+            } else {
+                Grade::Weak
+            };
+            finding("rdma", grade, found.detail, found.next)
+        })
+        .collect()
 }
 
 /// Freeing ordinary pages takes a quarter of a second for each GiB that readers map, 2 MiB pages a

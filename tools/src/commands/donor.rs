@@ -17,6 +17,7 @@ use harbour_pool::{
     tcp,
     token::Token,
     transport::RegionInfo,
+    verbs,
 };
 use tokio::sync::Notify;
 
@@ -130,6 +131,10 @@ impl Network {
 fn addresses(server: &DonorServer, sockets: &[SocketAddr]) -> Vec<String> {
     let mut addresses = vec![server.address()];
     addresses.extend(harbour_pool::host::id().map(|id| harbour_pool::host::address_of(&id)));
+    // Its queue pairs are set up over the same sockets.
+    let rdma = server.rdma_addresses();
+    let verbs = sockets.iter().filter(|socket| rdma.contains(&socket.ip()));
+    addresses.extend(verbs.map(|socket| verbs::address_of(*socket)));
     addresses.extend(sockets.iter().map(|socket| tcp::address_of(*socket)));
     addresses
 }

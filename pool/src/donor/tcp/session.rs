@@ -39,6 +39,8 @@ const OUTPUT_BYTES: usize = 64 << 10;
 const STEP_BYTES: usize = 256 << 10;
 /// A blocked call comes back after so long at the latest, to look at the time.
 const TICK: Duration = Duration::from_secs(1);
+/// The same where only the end of a connection is waited for.
+const IDLE: Duration = Duration::from_secs(60);
 
 /// A connection under way.
 pub(super) struct Session<'a> {
@@ -125,6 +127,8 @@ impl<'a> Session<'a> {
                 return self.answer(&Answer::Refused(Refusal::Verbs));
             }
         };
+        // Nothing but its end is to come, and a thread that wakes takes time from readers.
+        self.stream.set_read_timeout(Some(IDLE))?;
         let mut byte = [0];
         let end = loop {
             match self.stream.read(&mut byte) {

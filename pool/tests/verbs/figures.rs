@@ -1,0 +1,184 @@
+//! Figures beside perftest on the same two devices, interleaved, medians.
+
+use std::{
+    fs,
+    process::{Child, Command, Stdio},
+    thread,
+    time::{Duration, Instant},
+};
+
+use harbour_pool::transport::{Access, Read, RegionId, Transport};
+
+use crate::{
+    donors::{Process, devices},
+    suite::{Subject, soon},
+};
+
+const MIB: usize = 1 << 20;
+const ROUNDS: usize = 3;
+/// MiB moved for one figure.
+const MOVED: usize = 32;
+/// What has to be reached of perftest's bandwidth at 1 MiB, and how much of its latency at 4 KiB may
+/// be taken.
+const BANDWIDTH: f64 = 0.8;
+const LATENCY: f64 = 1.5;
+
+#[test]
+fn beside_perftest() {
+    let donor = Process::lending(&[64 << 20]);
+    let transport = donor.connect(0, Access::Read).unwrap();
+    let mut ours = [const { Vec::new() }; 3];
+    let mut theirs = [const { Vec::new() }; 2];
+    for round in 0..ROUNDS {
+        ours[0].push(bandwidth(&*transport, MOVED));
+        theirs[0].push(perftest(
+            round,
+            "ib_read_bw",
+            &["-s", "1048576", "-n", "32"],
+            3,
+        ));
+        ours[1].push(latency(&*transport));
+        theirs[1].push(perftest(
+            round,
+            "ib_read_lat",
+            &["-s", "4096", "-n", "200"],
+            4,
+        ));
+        ours[2].push(bandwidth(&*transport, 1));
+    }
+    println!("all of ours: {ours:?}\nall of perftest's: {theirs:?}");
+    let [many, latency, one] = ours.map(median);
+    let [bandwidth, their_latency] = theirs.map(median);
+    println!(
+        "read 1 MiB: {many:.1} MiB/s in batches, {one:.1} one at a time; ib_read_bw {bandwidth:.1}: {:.2} of it",
+        many / bandwidth
+    );
+    println!(
+        "read 4 KiB: {latency:.1} us; ib_read_lat {their_latency:.1}: {:.2} of it",
+        latency / their_latency
+    );
+    assert!(many >= BANDWIDTH * bandwidth, "bandwidth");
+    assert!(latency <= LATENCY * their_latency, "latency");
+}
+
+/// MiB per second of reads of 1 MiB, so many in a batch.
+fn bandwidth(transport: &dyn Transport, batch: usize) -> f64 {
+    let mut memory = vec![0; batch * MIB];
+    let start = Instant::now();
+    for _ in 0..MOVED / batch {
+        let parts = memory.chunks_mut(MIB).zip(0..);
+        let mut reads: Vec<_> = parts
+            .map(|(into, index)| Read {
+                region: RegionId(0),
+                offset: index * MIB as u64,
+                into,
+            })
+            .collect();
+        transport.read(&mut reads, soon()).unwrap();
+    }
+    MOVED as f64 / start.elapsed().as_secs_f64()
+}
+
+/// Microseconds of a read of 4 KiB, the median of two hundred.
+fn latency(transport: &dyn Transport) -> f64 {
+    let mut into = [0; 4096];
+    let mut times = Vec::new();
+    for round in 0..200 {
+        let offset = round * 4096;
+        let start = Instant::now();
+        let mut batch = [Read {
+            region: RegionId(0),
+            offset,
+            into: &mut into,
+        }];
+        transport.read(&mut batch, soon()).unwrap();
+        times.push(start.elapsed().as_secs_f64() * 1e6);
+    }
+    median(times)
+}
+
+fn median(mut values: Vec<f64>) -> f64 {
+    values.sort_by(f64::total_cmp);
+    values[values.len() / 2]
+}
+
+/// Kills what it holds, however the test ends.
+struct Server(Child);
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        let _gone = self.0.kill();
+        let _status = self.0.wait();
+    }
+}
+
+/// One figure of a program of perftest: the column of its last line.
+fn perftest(round: usize, program: &str, args: &[&str], column: usize) -> f64 {
+    let (address, reader) = devices();
+    let donor = device_of(address);
+    let port = (18_600 + 2 * round + usize::from(program.ends_with("lat"))).to_string();
+    let command = |device: &str| {
+        let mut command = Command::new(program);
+        command.args(args).args([
+            "-F",
+            "-p",
+            &port,
+            "-d",
+            device,
+            "-x",
+            &gid_index(device).to_string(),
+        ]);
+        command.stdin(Stdio::null()).stderr(Stdio::null());
+        command
+    };
+    let _server = Server(
+        command(&donor)
+            .stdout(Stdio::null())
+            .spawn()
+            .expect("this test needs perftest"),
+    );
+    let limit = Instant::now() + Duration::from_secs(20);
+    loop {
+        let output = command(&reader).arg(address.to_string()).output().unwrap();
+        let text = String::from_utf8_lossy(&output.stdout);
+        let figures = text.lines().rev().find(|line| {
+            line.split_whitespace()
+                .next()
+                .is_some_and(|word| word.parse::<u64>().is_ok())
+        });
+        if let Some(figure) = figures.and_then(|line| line.split_whitespace().nth(column)) {
+            return figure.parse().unwrap();
+        }
+        assert!(Instant::now() < limit, "{program}: {text}");
+        thread::sleep(Duration::from_millis(100));
+    }
+}
+
+fn device_of(address: std::net::IpAddr) -> String {
+    let devices = harbour_pool::verbs::check().into_iter();
+    let mut names = devices.filter_map(|finding| match finding.state {
+        harbour_pool::verbs::State::Works {
+            device,
+            address: at,
+            ..
+        } if at == address => Some(device),
+        _ => None,
+    });
+    names.next().expect("a device with that address")
+}
+
+/// The index of its IPv4 address.
+fn gid_index(device: &str) -> u32 {
+    let dir = format!("/sys/class/infiniband/{device}/ports/1/gids");
+    let mut entries = fs::read_dir(dir).unwrap().map(|entry| entry.unwrap());
+    let found = entries.find(|entry| {
+        let gid = fs::read_to_string(entry.path()).unwrap_or_default();
+        gid.starts_with("0000:0000:0000:0000:0000:ffff:")
+    });
+    found
+        .unwrap()
+        .file_name()
+        .to_string_lossy()
+        .parse()
+        .unwrap()
+}
