@@ -26,6 +26,9 @@ pub struct Config {
     pub piece_bytes: usize,
     /// Most operations that wait for something slow at the same time.
     pub slow_threads: usize,
+    /// Where the choice between equally good replicas begins: any number, different on each host so
+    /// that they do not all begin with the same.
+    pub seed: u64,
     /// Whether the rest of an index is fetched in the background once something of it was used.
     pub prefetch_indexes: bool,
     /// How long the kernel may keep names and attributes inside layers and images.
@@ -46,6 +49,7 @@ impl Default for Config {
             locations: 1 << 16,
             piece_bytes: 256 << 10,
             slow_threads: 16,
+            seed: 0x9e37_79b9_7f4a_7c15,
             prefetch_indexes: true,
             content_ttl: Duration::from_secs(24 * 3600),
             control_ttl: Duration::from_secs(1),

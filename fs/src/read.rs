@@ -8,17 +8,21 @@
 mod edges;
 mod fetch;
 mod locations;
+pub(crate) mod pace;
 mod plan;
 
 use std::{
     ops::{Deref, Range},
-    sync::{Arc, atomic::Ordering},
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
 };
 
 use harbour_image::object::verify_granule;
 
 pub(crate) use self::fetch::{Errand, Missed, Want};
-use self::{edges::Edges, locations::Locations, plan::Plan};
+use self::{edges::Edges, fetch::Hedging, locations::Locations, plan::Plan};
 use crate::{
     buffers::{Buffer, Buffers},
     config::Config,
@@ -39,6 +43,9 @@ pub(crate) struct Outside {
     pub(crate) buffers: Arc<Buffers>,
     pub(crate) stats: Stats,
     pub(crate) uses: Uses,
+    pub(crate) hedging: Hedging,
+    /// Spreads reads over replicas between which nothing else decides.
+    pub(crate) spread: AtomicU64,
 }
 
 impl Outside {
@@ -54,6 +61,8 @@ impl Outside {
             buffers: Arc::default(),
             stats: Stats::default(),
             uses: Uses::default(),
+            hedging: Hedging::default(),
+            spread: AtomicU64::new(config.seed),
             config,
             catalogue,
             pool,

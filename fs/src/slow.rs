@@ -63,6 +63,27 @@ impl Slow {
         }
     }
 
+    /// Runs `job` in a thread of this set when one is free or can be made, else not at all.
+    pub(crate) fn offer(&self, job: impl FnOnce() + Send + 'static) -> bool {
+        let mut state = self.shared.state.lock();
+        if state.closed {
+            return false;
+        }
+        if state.idle > state.jobs.len() {
+            state.jobs.push_back(Box::new(job));
+            self.shared.wake.notify_one();
+            return true;
+        }
+        if state.threads >= self.shared.threads_max {
+            return false;
+        }
+        state.jobs.push_back(Box::new(job));
+        state.threads += 1;
+        drop(state);
+        self.start_thread();
+        true
+    }
+
     /// Jobs that wait or run, for the status page.
     pub(crate) fn busy(&self) -> usize {
         let state = self.shared.state.lock();
@@ -154,6 +175,29 @@ mod tests {
         release.send(()).unwrap();
         assert_eq!(finished.recv_timeout(Duration::from_secs(20)).unwrap(), 0);
         assert!(slow.shared.state.lock().threads <= 4);
+    }
+
+    #[test]
+    fn an_offer_waits_for_no_thread() {
+        let slow = Slow::new(2);
+        let (release, wait) = mpsc::channel::<()>();
+        let wait = Arc::new(Mutex::new(wait));
+        for _ in 0..2 {
+            let wait = Arc::clone(&wait);
+            assert!(slow.offer(move || {
+                let _ = wait.lock().recv_timeout(Duration::from_secs(20));
+            }));
+        }
+        assert!(!slow.offer(|| panic!("there is no thread for this")));
+        drop(release);
+        let (done, finished) = mpsc::channel();
+        let offered = (0..2000).any(|_| {
+            std::thread::sleep(Duration::from_millis(5));
+            let done = done.clone();
+            slow.offer(move || done.send(()).unwrap())
+        });
+        assert!(offered);
+        finished.recv_timeout(Duration::from_secs(20)).unwrap();
     }
 
     #[test]

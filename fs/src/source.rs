@@ -148,7 +148,14 @@ pub trait Pool: Send + Sync {
 
 /// The rung before EIO: brings lost packs back from where the image came from.
 pub trait Refill: Send + Sync {
-    /// Blocks until `pack`, of the layer or image with this `number`, is in the pool again.
-    /// Callers at the same time share one refill.
-    fn refill(&self, number: u32, pack: &PackId, deadline: Instant) -> Result<(), SourceError>;
+    /// Blocks until `pack`, of the layer or image with this `number`, can be read again: from the
+    /// pool, or from wherever [`Catalogue::locate`] says then. `listed` tells that the catalogue
+    /// knows replicas, none of which could be read. Callers at the same time share one refill.
+    fn refill(
+        &self,
+        number: u32,
+        pack: &PackId,
+        listed: bool,
+        deadline: Instant,
+    ) -> Result<(), SourceError>;
 }

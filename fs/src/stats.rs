@@ -10,10 +10,14 @@ use std::{
 };
 
 use harbour_image::object::PackId;
+use harbour_pool::transport::TransportError;
 use parking_lot::{Mutex, RwLock};
 use serde::Serialize;
 
-use crate::source::{Catalogue, Pool};
+use crate::{
+    read::pace::Pace,
+    source::{Catalogue, Pool},
+};
 
 /// A number that only grows.
 #[derive(Debug, Default)]
@@ -41,6 +45,23 @@ pub(crate) struct Donor {
     pub(crate) local: bool,
     /// Bytes read over this kind of transport, of all donors.
     pub(crate) bytes: Arc<Counter>,
+    /// How it has been answering.
+    pub(crate) pace: Pace,
+}
+
+impl Donor {
+    /// Takes in how a read of `len` bytes that began at `start` ended.
+    pub(crate) fn note(&self, len: usize, start: Instant, outcome: &Result<(), TransportError>) {
+        let now = Instant::now();
+        let took = now.saturating_duration_since(start);
+        match outcome {
+            Ok(()) => self.pace.answered(len, took),
+            Err(TransportError::Deadline) => self.pace.silent(took, now),
+            // The donor answers: the place is wrong.
+            Err(TransportError::OutOfBounds { .. }) => self.pace.cleared(),
+            Err(_) => self.pace.failed(now),
+        }
+    }
 }
 
 /// All counters of a file system.
@@ -58,6 +79,10 @@ pub(crate) struct Stats {
     pub(crate) wrong: Counter,
     /// Refills asked for.
     pub(crate) refills: Counter,
+    /// Reads that a second replica was asked for because the first was late.
+    pub(crate) hedges: Counter,
+    /// Those that the second one answered first.
+    pub(crate) hedge_wins: Counter,
     /// Parts of granules answered from the memory of checked ones.
     pub(crate) edge_hits: Counter,
     /// Bytes put into the kernel's cache before it asked for them.
@@ -80,13 +105,29 @@ impl Stats {
         }
         let bytes = Arc::clone(self.transports.lock().entry(kind.clone()).or_default());
         let local = matches!(kind.as_str(), "shm" | "local");
-        let entry = Arc::new(Donor { kind, local, bytes });
+        let pace = Pace::default();
+        let entry = Arc::new(Donor {
+            kind,
+            local,
+            bytes,
+            pace,
+        });
         let mut donors = self.donors.write();
         if donors.len() >= DONORS_MAX {
             donors.clear();
         }
         donors.insert((donor, epoch), Arc::clone(&entry));
         entry
+    }
+
+    /// Donors that are set aside now.
+    pub(crate) fn donors_aside(&self) -> usize {
+        let now = Instant::now();
+        let donors = self.donors.read();
+        donors
+            .values()
+            .filter(|donor| donor.pace.is_aside(now))
+            .count()
     }
 
     pub(crate) fn transports(&self) -> BTreeMap<String, u64> {
@@ -121,6 +162,12 @@ pub struct Report {
     pub ahead_bytes: u64,
     /// Refills asked for.
     pub refills: u64,
+    /// Reads that a second replica was asked for because the first was late.
+    pub hedges: u64,
+    /// Those that the second one answered first.
+    pub hedge_wins: u64,
+    /// Donors that failed lately and are not asked for the moment.
+    pub donors_aside: usize,
     /// Operations handed to slow threads.
     pub deferred: u64,
     /// Operations in slow threads now.

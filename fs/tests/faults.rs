@@ -330,3 +330,159 @@ fn checking_can_be_left_out_for_a_measurement_only() {
     assert_eq!(one.fs.stats().granules_verified, 0);
     assert!(Config::default().verify);
 }
+
+/// Reads until what is usual for its donors is known.
+fn warm(one: &One) {
+    for _ in 0..40 {
+        one.read(0, 64 << 10).unwrap();
+    }
+}
+
+#[test]
+fn a_slow_replica_is_hedged_and_its_late_bytes_harm_nobody() {
+    let one = One::new(&[100, 101], config());
+    warm(&one);
+    one.world.fault(100, Some(Fault::Slow(700)));
+    for _ in 0..30 {
+        let start = Instant::now();
+        one.read(0, LEN).unwrap();
+        assert!(
+            start.elapsed() < Duration::from_millis(600),
+            "{:?}",
+            start.elapsed()
+        );
+    }
+    let stats = one.fs.stats();
+    assert!(stats.hedges > 0 && stats.hedge_wins > 0, "{stats:?}");
+    // A donor known to be late is not what a read begins with: far fewer hedges than reads.
+    assert!(stats.hedges < 20, "{stats:?}");
+    assert_eq!((stats.wrong, one.world.refills().len()), (0, 0));
+    assert_eq!(one.world.lost(), [], "slow is not lost");
+}
+
+#[test]
+fn a_frozen_donor_costs_no_more_than_a_hedge_while_another_has_the_pack() {
+    let one = One::new(&[100, 101], config());
+    warm(&one);
+    for frozen in [100, 101] {
+        one.world.fault(frozen, Some(Fault::Hang));
+        let mut longest = Duration::ZERO;
+        for at in 0..20 {
+            let start = Instant::now();
+            one.read(at * 100_000, 300_000).unwrap();
+            longest = longest.max(start.elapsed());
+        }
+        assert!(longest < Duration::from_millis(600), "{longest:?}");
+        one.world.fault(frozen, None);
+        // What is under way to it ends within an attempt, and then it is as good as before.
+        std::thread::sleep(Duration::from_millis(1500));
+        one.read(0, LEN).unwrap();
+    }
+    assert_eq!(one.world.refills(), []);
+    assert_eq!(one.world.lost(), []);
+}
+
+#[test]
+fn a_frozen_donor_alone_gives_way_to_the_source_in_time() {
+    for donor in [1, 100] {
+        let one = One::new(
+            &[donor],
+            Config {
+                deadline: Duration::from_secs(30),
+                ..config()
+            },
+        );
+        warm(&one);
+        one.world.fault(donor, Some(Fault::Hang));
+        let start = Instant::now();
+        one.read(0, LEN).unwrap();
+        assert!(
+            start.elapsed() < Duration::from_secs(3),
+            "{:?}",
+            start.elapsed()
+        );
+        assert_eq!(one.world.refills().len(), 3);
+    }
+}
+
+#[test]
+fn a_frozen_donor_and_no_source_are_waited_for_with_what_time_is_left() {
+    let one = One::new(
+        &[100],
+        Config {
+            deadline: Duration::from_secs(20),
+            ..config()
+        },
+    );
+    warm(&one);
+    one.world.fault(100, Some(Fault::Slow(2500)));
+    one.world.refuse_refills(true);
+    // Longer than an attempt lasts while something else could be tried; shorter than the last one.
+    one.read(0, 100_000).unwrap();
+    assert!(!one.world.refills().is_empty());
+}
+
+#[test]
+fn a_dead_donor_is_left_alone_for_a_while() {
+    let one = One::new(&[100, 101], config());
+    one.world.fault(101, Some(Fault::Gone));
+    for _ in 0..50 {
+        one.read(0, 64 << 10).unwrap();
+    }
+    let before = one.fs.stats();
+    assert!(before.donors_aside <= 1, "{before:?}");
+    one.world.fault(101, None);
+    one.world.fault(100, Some(Fault::Gone));
+    std::thread::sleep(Duration::from_millis(300));
+    one.read(0, LEN).unwrap();
+    assert_eq!(one.world.refills(), []);
+}
+
+#[test]
+fn seeded_faults_give_right_bytes_in_bounded_time() {
+    let seed = std::env::var("HARBOUR_SEED")
+        .ok()
+        .and_then(|text| text.parse().ok());
+    for seed in seed.map_or(1..5, |seed: u64| seed..seed + 1) {
+        eprintln!("HARBOUR_SEED={seed}");
+        let one = One::new(
+            &[1, 100, 101],
+            Config {
+                deadline: Duration::from_secs(30),
+                seed,
+                ..config()
+            },
+        );
+        let mut state = seed;
+        let mut next = move |below: u64| {
+            state = state
+                .wrapping_mul(6_364_136_223_846_793_005)
+                .wrapping_add(1_442_695_040_888_963_407);
+            (state >> 33) % below
+        };
+        for step in 0..60 {
+            let donor = [1, 100, 101][next(3) as usize];
+            let fault = match next(6) {
+                0 => Some(Fault::Flip),
+                1 => Some(Fault::Gone),
+                2 => Some(Fault::Hang),
+                3 => Some(Fault::Slow(20 + next(400))),
+                _ => None,
+            };
+            one.world.fault(donor, fault);
+            if next(8) == 0 {
+                one.fs.forget_locations();
+            }
+            let offset = next(LEN as u64) as usize;
+            let len = 1 + next(300_000) as usize;
+            let start = Instant::now();
+            one.read(offset, len.min(LEN - offset)).unwrap();
+            // The slowest way: a frozen donor is tried on two rungs, and then comes the source.
+            let took = start.elapsed();
+            assert!(
+                took < Duration::from_secs(5),
+                "seed {seed} step {step}: {took:?}"
+            );
+        }
+    }
+}

@@ -1,13 +1,20 @@
-//! The daemon's sockets: gRPC on a unix socket and, when wanted, on TCP; metrics over HTTP.
+//! The daemon's sockets: gRPC on a unix socket and, when wanted, on TCP, which between hosts is
+//! under mutual TLS; metrics over HTTP.
 
 mod guard;
 mod http;
 mod socket;
+mod tls;
 
 use std::{net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 
-use harbour_metad_client::{FRAME_MAX, v1};
+use harbour_metad_client::{
+    FRAME_MAX,
+    tls::{Identity, TlsError, is_loopback},
+    v1,
+};
 use tokio::{
+    io::{AsyncRead, AsyncWrite},
     net::TcpListener,
     sync::{Semaphore, watch},
     task::JoinSet,
@@ -26,7 +33,8 @@ use crate::{
 };
 use socket::UnixSocket;
 
-/// Connections at a time, of all listeners of gRPC together.
+/// Connections at a time, of each listener of gRPC: strangers on the network must not keep this
+/// host's own from the unix socket.
 const CONNECTIONS: usize = 1024;
 /// Calls of one connection at a time.
 const CALLS_PER_CONNECTION: usize = 128;
@@ -54,8 +62,12 @@ pub struct Config {
     pub socket: PathBuf,
     /// Permission bits of the socket.
     pub socket_mode: u32,
-    /// TCP address for gRPC, not encrypted.
+    /// TCP address for gRPC.
     pub listen: Option<SocketAddr>,
+    /// Certificates for it: with them, clients must show one of the same CA.
+    pub identity: Option<Arc<Identity>>,
+    /// Whether it may be beyond loopback without them.
+    pub plain: bool,
     /// TCP address for `/metrics` and `/healthz`.
     pub metrics: Option<SocketAddr>,
     /// Leases, replicas, policy, clock, failpoints.
@@ -70,6 +82,8 @@ impl Config {
             socket: socket.into(),
             socket_mode: 0o660,
             listen: None,
+            identity: None,
+            plain: false,
             metrics: None,
             options: Options::default(),
         }
@@ -114,6 +128,15 @@ pub enum ServerError {
         #[source]
         source: std::io::Error,
     },
+    /// Another host could listen in.
+    #[error("gRPC on {address} is refused")]
+    Plain {
+        /// The address.
+        address: SocketAddr,
+        /// Why, and what to do.
+        #[source]
+        source: TlsError,
+    },
     /// A listener failed while it ran.
     #[error("serving failed: {0}")]
     Serve(String),
@@ -125,6 +148,7 @@ pub struct Server {
     engine: Arc<Engine>,
     unix: UnixSocket,
     tcp: Option<TcpListener>,
+    identity: Option<Arc<Identity>>,
     metrics: Option<TcpListener>,
 }
 
@@ -150,9 +174,21 @@ impl Server {
             socket,
             socket_mode,
             listen,
+            identity,
+            plain,
             metrics,
             options,
         } = config;
+        if let Some(address) = listen
+            && identity.is_none()
+            && !plain
+            && !is_loopback(&address.ip().to_string())
+        {
+            let source = TlsError::Plain {
+                address: address.to_string(),
+            };
+            return Err(ServerError::Plain { address, source });
+        }
         let path = state_dir.clone();
         let opened = tokio::task::spawn_blocking(move || Engine::open(&state_dir, options)).await;
         let engine = opened
@@ -165,6 +201,7 @@ impl Server {
             engine,
             unix,
             tcp,
+            identity,
             metrics,
         })
     }
@@ -192,12 +229,13 @@ impl Server {
             engine,
             unix,
             tcp,
+            identity,
             metrics,
         } = self;
         let figures = Arc::new(Metrics::new());
         let (close, closing) = watch::channel(false);
         let service = Service::new(engine.clone(), figures.clone(), closing.clone());
-        let connections = Arc::new(Semaphore::new(CONNECTIONS));
+        let places = || Arc::new(Semaphore::new(CONNECTIONS));
         let (health, health_service) = tonic_health::server::health_reporter();
         health.set_serving::<CatalogueServer<Service>>().await;
         health.set_serving::<IngestServer<Service>>().await;
@@ -206,12 +244,20 @@ impl Server {
         health.set_serving::<AdminServer<Service>>().await;
         let mut tasks: JoinSet<Result<(), ServerError>> = JoinSet::new();
         let router = router(&service).add_service(health_service.clone());
-        let incoming = guard::incoming(unix.listener, connections.clone());
+        let incoming = guard::incoming(unix.listener, places());
         tasks.spawn(serve(router, incoming, closing.clone()));
         if let Some(listener) = tcp {
             let router = self::router(&service).add_service(health_service);
-            let incoming = guard::incoming(listener, connections);
-            tasks.spawn(serve(router, incoming, closing.clone()));
+            match identity {
+                Some(identity) => {
+                    let incoming = tls::incoming(listener, identity, places());
+                    tasks.spawn(serve(router, incoming, closing.clone()));
+                }
+                None => {
+                    let incoming = guard::incoming(listener, places());
+                    tasks.spawn(serve(router, incoming, closing.clone()));
+                }
+            }
         }
         if let Some(listener) = metrics {
             tasks.spawn(http::serve(
@@ -272,11 +318,14 @@ fn router(service: &Service) -> Router {
         .add_service(limited!(AdminServer))
 }
 
-async fn serve<L: guard::Listen>(
+async fn serve<T>(
     router: Router,
-    incoming: guard::Incoming<L>,
+    incoming: guard::Incoming<T>,
     closing: watch::Receiver<bool>,
-) -> Result<(), ServerError> {
+) -> Result<(), ServerError>
+where
+    T: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
     router
         .serve_with_incoming_shutdown(incoming, closed(closing))
         .await

@@ -37,6 +37,9 @@ const END_LIMIT: Duration = Duration::from_secs(15);
 /// Lines of each log shown when something fails.
 const LOG_LINES: usize = 25;
 
+/// Name of a cluster's configuration file, when it has one.
+const CONFIG: &str = "harbour.toml";
+
 /// Until the mount shows what a pull committed.
 const APPEAR_LIMIT: Duration = Duration::from_secs(10);
 
@@ -209,9 +212,24 @@ impl Cluster {
         self.dir.path().join("mnt")
     }
 
+    /// Gives every command of this cluster a configuration file.
+    pub fn configure(&self, text: &str) -> Result<()> {
+        Ok(std::fs::write(self.dir.path().join(CONFIG), text)?)
+    }
+
+    /// Everything that a part has said.
+    pub fn log(&self, part: Part) -> String {
+        let text = std::fs::read(self.log_path(part)).unwrap_or_default();
+        String::from_utf8_lossy(&text).into_owned()
+    }
+
     /// `harbour` with the flags that mean this cluster.
     pub fn command<S: AsRef<std::ffi::OsStr>>(&self, args: impl IntoIterator<Item = S>) -> Command {
         let mut command = Command::new(binary());
+        let config = self.dir.path().join(CONFIG);
+        if config.exists() {
+            command.arg("--config").arg(config);
+        }
         command
             .arg("--state-dir")
             .arg(self.dir.path().join("state"))

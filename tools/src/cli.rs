@@ -65,6 +65,8 @@ pub enum Command {
     Metad(MetadArgs),
     /// Mount the images on this host
     Node(NodeArgs),
+    /// Make and look at the certificates with which hosts know each other
+    Certs(CertsArgs),
     /// Print a completion script for a shell
     Completions {
         /// Shell.
@@ -219,6 +221,67 @@ pub struct NodeArgs {
     /// End when the parent ends.
     #[arg(long, hide = true)]
     pub supervised: bool,
+}
+
+/// `harbour certs`
+#[derive(Debug, Args)]
+#[command(
+    after_help = "On one host, which need not be metad's:\n  harbour certs init\n  \
+    harbour certs issue alpha beta gamma\nThen give each host its own:\n  \
+    scp -r /etc/harbour/ca/hosts/beta beta:/etc/harbour/tls\n\
+    To renew one, issue it again and copy it again: running processes take it at the next connection."
+)]
+pub struct CertsArgs {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Certs,
+}
+
+/// Subcommands of `harbour certs`.
+#[derive(Debug, Subcommand)]
+pub enum Certs {
+    /// Make the cluster's own certificate authority
+    Init(CertsDir),
+    /// Make certificates and keys for hosts, each in DIR/hosts/NAME
+    Issue(CertsIssue),
+    /// List certificates of the authority and of this host: for whom, and until when
+    Show(CertsShow),
+}
+
+/// Where the authority is.
+#[derive(Debug, Args)]
+pub struct CertsDir {
+    /// Directory of the authority
+    #[arg(long, value_name = "DIR", default_value = "/etc/harbour/ca")]
+    pub dir: PathBuf,
+}
+
+/// `harbour certs issue`
+#[derive(Debug, Args)]
+pub struct CertsIssue {
+    /// Names or addresses by which hosts are called
+    #[arg(required = true, value_name = "NAME")]
+    pub names: Vec<String>,
+    /// Another name or address of the same host; only with one NAME
+    #[arg(long = "san", value_name = "NAME")]
+    pub sans: Vec<String>,
+    /// Days until they end, at most to the end of the authority itself
+    #[arg(long, default_value_t = 365, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=3650))]
+    pub days: u32,
+    /// The authority.
+    #[command(flatten)]
+    pub at: CertsDir,
+}
+
+/// `harbour certs show`
+#[derive(Debug, Args)]
+pub struct CertsShow {
+    /// The authority.
+    #[command(flatten)]
+    pub at: CertsDir,
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
 }
 
 #[cfg(test)]

@@ -1,5 +1,6 @@
 //! One file per subcommand, and what they share.
 
+mod certs;
 mod daemon;
 mod doctor;
 mod donor;
@@ -12,11 +13,14 @@ mod status;
 mod up;
 mod why;
 
-use std::{io::IsTerminal as _, process::ExitCode, time::Duration};
+use std::{io::IsTerminal as _, process::ExitCode, sync::Arc, time::Duration};
 
 use anyhow::Context as _;
 use clap::CommandFactory as _;
-use harbour_metad_client::{Client, Endpoint};
+use harbour_metad_client::{
+    Client, Endpoint, Error as ClientError, Trust,
+    tls::{Identity, TlsError},
+};
 use harbour_pool::connector::Preference;
 
 use crate::{
@@ -80,6 +84,7 @@ pub fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Donor(args) => donor::run(&context, args),
         Command::Metad(args) => metad::run(&context, args),
         Command::Node(args) => node::run(&context, args),
+        Command::Certs(args) => certs::run(&context, &args.command),
         Command::Completions { .. } | Command::Man { .. } => Ok(ExitCode::SUCCESS),
     }
 }
@@ -131,23 +136,46 @@ impl Context {
                     "{:?} is not an address of metad: {error}",
                     self.places.metad
                 ),
-                "write unix:/PATH or http://HOST:PORT",
+                "write unix:/PATH, https://HOST:PORT, or http://HOST:PORT on this host",
             )
         })
     }
 
     /// A connected client. Fails at once, with a next step, when metad is not there.
     pub async fn client(&self) -> anyhow::Result<Client> {
-        Ok(Client::connect(&self.endpoint()?, Duration::from_secs(10)).await?)
+        let (endpoint, trust) = (self.endpoint()?, self.trust()?);
+        Ok(Client::connect_with(&endpoint, &trust, Duration::from_secs(10)).await?)
+    }
+
+    /// What the connection to metad rests on. Certificates are looked at where they are needed.
+    pub fn trust(&self) -> anyhow::Result<Trust> {
+        let identity = match self.endpoint()? {
+            Endpoint::Tls { .. } => Some(Arc::new(Identity::load(&self.places.tls)?)),
+            Endpoint::Unix(_) | Endpoint::Tcp { .. } => None,
+        };
+        Ok(Trust {
+            identity,
+            plain: self.places.insecure_metad,
+        })
     }
 
     /// A client for a daemon, which outlives metad: it asks again until metad is there.
     pub async fn patient_client(&self, stop: &Stop) -> anyhow::Result<Option<Client>> {
-        let endpoint = self.endpoint()?;
+        let (endpoint, trust) = (self.endpoint()?, self.trust()?);
         let mut pause = Duration::from_millis(20);
+        let mut said = false;
         loop {
-            match Client::connect(&endpoint, Duration::from_secs(10)).await {
+            match Client::connect_with(&endpoint, &trust, Duration::from_secs(10)).await {
                 Ok(client) => return Ok(Some(client)),
+                // What this host does wrong does not mend itself; what metad does wrong may.
+                Err(ClientError::Tls {
+                    source: source @ (TlsError::Plain { .. } | TlsError::NoIdentity { .. }),
+                    ..
+                }) => return Err(source.into()),
+                Err(ClientError::Tls { source, .. }) if !said => {
+                    said = true;
+                    tracing::warn!(error = %source, next = source.next(), "asking metad again until it is mended");
+                }
                 Err(error) => tracing::debug!(%error, "metad is not there yet"),
             }
             if stop.within(pause).await {

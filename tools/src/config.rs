@@ -55,20 +55,29 @@ section! {
         /// Where the images appear [default: /harbour]
         #[arg(long, global = true, value_name = "DIR", env = "HARBOUR_MOUNT")]
         mount: PathBuf,
-        /// Metadata daemon: unix:/PATH or http://HOST:PORT [default: unix:RUN_DIR/metad.sock]
+        /// Metadata daemon: unix:/PATH or https://HOST:PORT [default: unix:RUN_DIR/metad.sock]
         #[arg(long, global = true, value_name = "URL", env = "HARBOUR_METAD")]
         metad: String,
         /// How bytes travel between donors and this host: auto (shared memory on one host, verbs where both
         /// ends have RDMA, else tcp), or only shm, verbs, tcp [default: auto]
         #[arg(long, global = true, value_name = "KIND", env = "HARBOUR_TRANSPORT")]
         transport: TransportChoice,
+        /// This host's certificate for gRPC between hosts: ca.crt, host.crt, host.key, as harbour
+        /// certs issue makes them [default: /etc/harbour/tls]
+        #[arg(long, global = true, value_name = "DIR", env = "HARBOUR_TLS_DIR")]
+        tls_dir: PathBuf,
+        /// Let gRPC go between hosts in plain text: whoever is on the network can then read and
+        /// change everything
+        #[arg(long, global = true, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+        insecure_metad: bool,
     }
 }
 
 section! {
     /// The metadata daemon's keys.
     MetadKeys {
-        /// Also answer gRPC on this TCP address, like 127.0.0.1:7480 or [::1]:7480
+        /// Also answer gRPC on this TCP address, like 10.0.0.1:7480 or [::]:7480, under mutual TLS
+        /// with the certificates in --tls-dir. On a loopback address only when that is given
         #[arg(long, value_name = "ADDR")]
         listen: std::net::SocketAddr,
         /// Serve /metrics for Prometheus, and /healthz, on this TCP address
@@ -320,6 +329,10 @@ pub struct File {
     pub metad_url: Option<String>,
     /// As [`Paths::transport`], for every part whose section does not say otherwise.
     pub transport: Option<TransportChoice>,
+    /// As [`Paths::tls_dir`].
+    pub tls_dir: Option<PathBuf>,
+    /// As [`Paths::insecure_metad`].
+    pub insecure_metad: Option<bool>,
     /// `[metad]`
     pub metad: MetadKeys,
     /// `[donor]`
@@ -366,6 +379,8 @@ impl File {
             metad: self.metad_url.clone(),
             // Not here: a section's key stands between the flag and this one.
             transport: None,
+            tls_dir: self.tls_dir.clone(),
+            insecure_metad: self.insecure_metad,
         }
     }
 
@@ -393,6 +408,12 @@ pub struct Places {
     pub metad: String,
     /// Which transports may be used, where a flag says so.
     pub transport: Option<TransportChoice>,
+    /// Certificates of this host.
+    pub tls: PathBuf,
+    /// Whether somebody named that directory.
+    pub tls_named: bool,
+    /// Whether gRPC may go between hosts in plain text.
+    pub insecure_metad: bool,
 }
 
 impl Places {
@@ -410,6 +431,9 @@ impl Places {
             state: absolute(paths.state_dir, "/var/lib/harbour")?,
             mount: absolute(paths.mount, "/harbour")?,
             transport: paths.transport,
+            tls_named: paths.tls_dir.is_some(),
+            tls: absolute(paths.tls_dir, "/etc/harbour/tls")?,
+            insecure_metad: paths.insecure_metad.unwrap_or(false),
             run,
         })
     }
@@ -471,6 +495,12 @@ impl Places {
         ];
         if let Some(transport) = self.transport {
             flags.extend(["--transport".into(), transport.name().into()]);
+        }
+        if self.tls_named {
+            flags.extend(["--tls-dir".into(), self.tls.clone().into()]);
+        }
+        if self.insecure_metad {
+            flags.push("--insecure-metad".into());
         }
         flags
     }
@@ -562,7 +592,7 @@ mod tests {
     #[test]
     fn unknown_keys_are_errors_and_flags_win() {
         let file: File = toml::from_str(
-            "state_dir = '/s'\nmetad_url = 'http://[::1]:1'\n[donor]\nlend = '2GiB'\nhuge_pages = 'never'\n\
+            "state_dir = '/s'\nmetad_url = 'https://[::1]:1'\ntls_dir = '/t'\ninsecure_metad = false\n[donor]\nlend = '2GiB'\nhuge_pages = 'never'\n\
              [registry.\"docker.io\"]\nmirrors = ['m:5000']\ninsecure = true\n",
         )
         .expect("valid");
@@ -574,6 +604,8 @@ mod tests {
         assert_eq!(merged.lend, Some(Lend::Size(Size(1 << 30))));
         assert_eq!(merged.huge_pages, Some(HugePages::Never));
         assert_eq!(file.paths().state_dir, Some("/s".into()));
+        let places = Places::new(file.paths()).expect("absolute");
+        assert_eq!((places.tls_named, places.tls), (true, "/t".into()));
         assert!(file.registry["docker.io"].insecure);
         for bad in [
             "stat_dir = '/s'",

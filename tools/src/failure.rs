@@ -2,6 +2,8 @@
 
 use std::{fmt, process::ExitCode};
 
+use harbour_metad_client::tls::TlsError;
+
 /// What a script can tell failures apart by. Documented in `harbour --help`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Code {
@@ -90,7 +92,23 @@ fn classify(cause: &(dyn std::error::Error + 'static)) -> Option<(Code, String)>
     if let Some(error) = cause.downcast_ref::<harbour_metad_client::Error>() {
         return Some(client_code(error));
     }
+    if let Some(error) = cause.downcast_ref::<TlsError>() {
+        return Some((tls_code(error), error.next()));
+    }
     None
+}
+
+/// Whether this host or the other end is to be mended.
+fn tls_code(error: &TlsError) -> Code {
+    match error {
+        TlsError::Plain { .. } | TlsError::NoIdentity { .. } => Code::Usage,
+        TlsError::WrongName { .. }
+        | TlsError::ForeignPeer { .. }
+        | TlsError::PeerTime { .. }
+        | TlsError::Refused { .. }
+        | TlsError::Handshake { .. } => Code::Unavailable,
+        _ => Code::Failed,
+    }
 }
 
 /// The exit code and next step for an answer of metad.
@@ -101,6 +119,7 @@ pub fn client_code(error: &harbour_metad_client::Error) -> (Code, String) {
             Code::Unavailable,
             "is metad running? Start everything on this host with: harbour up -d".into(),
         ),
+        E::Tls { source, .. } => (tls_code(source), source.next()),
         E::NotFound { .. } => (
             Code::NotFound,
             "list what there is with: harbour images".into(),

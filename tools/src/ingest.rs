@@ -3,15 +3,18 @@
 //! [`pull()`](pull::pull) drives it. A pull holds a lease at metad ([`lease::Pull`]); each layer
 //! that metad does not have whole is decoded on a thread of its own into a [`packer::Packer`], which
 //! stores content as it streams by; the index is written last, and one transaction at the end makes
-//! everything visible. [`refill`] goes the same way for content that the pool has lost.
+//! everything visible. [`refill`] goes the same way for content that the pool has lost, and
+//! [`readthrough`] when the pool has no room for it.
 
 pub mod error;
+mod home;
 pub mod index_store;
 pub mod layer;
 pub mod lease;
 pub mod options;
 pub mod packer;
 pub mod pull;
+pub mod readthrough;
 pub mod refill;
 
 pub use error::IngestError;

@@ -74,6 +74,13 @@ pub fn printable(text: &str) -> String {
         .collect()
 }
 
+/// Now, in Unix seconds.
+pub fn now_unix() -> i64 {
+    std::time::SystemTime::now()
+        .duration_since(std::time::UNIX_EPOCH)
+        .map_or(0, |d| i64::try_from(d.as_secs()).unwrap_or(i64::MAX))
+}
+
 /// How long ago a Unix time in milliseconds was, in words.
 pub fn ago(unix_ms: i64) -> String {
     let now = std::time::SystemTime::now()

@@ -1,31 +1,48 @@
 //! Brings stretches of packs into private memory and checks them, trying one thing after another.
 //!
 //! The rungs, for each pack on its own: the replicas that are remembered; the replicas that the
-//! catalogue knows when it is asked anew; a refill, and the replicas after it. A replica fails by
-//! an error or by bytes that do not pass the check, which are never looked at again. Replicas that
-//! failed although the catalogue still lists them are reported as lost.
+//! catalogue knows when it is asked anew; a refill, and the replicas after it; at last, those of
+//! donors that were passed over because they do not answer, with all the time that is left. A
+//! replica fails by an error or by bytes that do not pass the check, which are never looked at
+//! again. Replicas that failed although the catalogue still lists them are reported as lost, unless
+//! their donor was merely silent.
+//!
+//! Of several replicas, memory of this host comes first, then the donor that has lately been
+//! fastest; what is equal takes turns. When one is later than usual another is asked beside it
+//! ([`race`]).
 
+mod race;
 mod round;
 
 use std::{
     fmt::Write as _,
-    sync::Arc,
+    sync::{Arc, atomic::Ordering},
     time::{Duration, Instant},
 };
 
 use harbour_image::object::PackId;
 
-use super::Outside;
+pub(crate) use self::race::Hedging;
+use self::round::Why;
+use super::{Outside, pace::Standing};
 use crate::{
     budget::Budget,
     source::{Extent, SourceError},
+    stats::Donor,
 };
 
-/// Longest wait for one batch from one donor: the others shall get their chance before the
-/// operation's deadline.
-const ATTEMPT_MAX: Duration = Duration::from_secs(5);
+/// Longest wait for one batch from one donor, and for an answer of the catalogue: a donor that is
+/// frozen must not cost a reader more while anything else can be tried.
+const ATTEMPT_MAX: Duration = Duration::from_secs(1);
+/// On top of that, a batch has the time that it takes at this pace, in bytes a second.
+const ATTEMPT_FLOOR: u64 = 2 << 20;
+/// Longest wait once nothing else is left.
+const LAST_MAX: Duration = Duration::from_secs(5);
 /// Replicas of one pack that are tried on one rung.
 const REPLICAS_MAX: usize = 8;
+
+/// An odd step whose upper half takes turns without a pattern that several readers could share.
+const SPREAD: u64 = 0x9e37_79b9_7f4a_7c15;
 
 /// A stretch of a pack and its place in the memory that is filled.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -67,22 +84,45 @@ enum Rung {
     Known,
     Fresh,
     Refilled,
+    Last,
 }
 
 struct Pack {
     rung: Rung,
+    /// Best first.
     replicas: Arc<[Extent]>,
-    next: usize,
+    /// Those of them that failed, by place.
+    struck: [bool; REPLICAS_MAX],
+    /// Whether the catalogue listed any when it was last asked.
+    listed: bool,
+    /// Replicas whose donors do not answer: for when nothing else is left.
+    spare: Vec<Extent>,
     /// Replicas of this rung and the one before that failed.
-    failed: Vec<(Extent, String)>,
+    failed: Vec<(Extent, Why)>,
 }
 
 impl Pack {
+    /// Replicas that can still be tried, best first.
+    fn open(&self) -> impl Iterator<Item = Extent> + '_ {
+        let open = self.replicas.iter().zip(self.struck);
+        open.filter(|(_, struck)| !struck)
+            .map(|(extent, _)| *extent)
+    }
+
     fn candidate(&self) -> Option<Extent> {
-        self.replicas
-            .get(self.next)
-            .filter(|_| self.next < REPLICAS_MAX)
-            .copied()
+        self.open().next()
+    }
+
+    /// What to try beside the candidate.
+    fn alternative(&self) -> Option<Extent> {
+        self.open().nth(1)
+    }
+
+    /// Takes a replica that failed out of those to try; whether it was one.
+    fn strike(&mut self, extent: &Extent) -> bool {
+        let place = self.replicas.iter().position(|known| known == extent);
+        let struck = place.and_then(|place| self.struck.get_mut(place));
+        struck.is_some_and(|struck| !std::mem::replace(struck, true))
     }
 }
 
@@ -91,6 +131,9 @@ struct Run<'a> {
     errand: &'a Errand<'a>,
     budget: Budget,
     packs: Vec<Pack>,
+    /// Donors and epochs that did not answer in time.
+    silent: Vec<(u64, u64)>,
+    started: Instant,
     tried: String,
 }
 
@@ -111,6 +154,8 @@ impl Outside {
             errand,
             budget: Budget::current(),
             packs: Vec::with_capacity(errand.packs.len()),
+            silent: Vec::new(),
+            started: Instant::now(),
             tried: String::new(),
         };
         run.look_up()?;
@@ -145,7 +190,7 @@ impl Run<'_> {
                 .map(|pack| self.errand.packs[*pack])
                 .collect();
             let ticket = locations.ticket();
-            match self.outside.catalogue.locate(&ids, false, self.attempt()) {
+            match self.outside.catalogue.locate(&ids, false, self.attempt(0)) {
                 Ok(answers) => {
                     for (pack, extents) in unknown.into_iter().zip(answers) {
                         let extents: Arc<[Extent]> = extents.into();
@@ -159,14 +204,65 @@ impl Run<'_> {
                 Err(error) => self.note("locate", &error),
             }
         }
-        let packs = replicas.into_iter().map(|replicas| Pack {
-            rung: Rung::Known,
-            replicas: replicas.unwrap_or_default(),
-            next: 0,
-            failed: Vec::new(),
-        });
-        self.packs = packs.collect();
+        for replicas in replicas {
+            let replicas = replicas.unwrap_or_default();
+            let (replicas, spare) = self.order(replicas);
+            self.packs.push(Pack {
+                rung: Rung::Known,
+                replicas,
+                struck: [false; REPLICAS_MAX],
+                listed: false,
+                spare,
+                failed: Vec::new(),
+            });
+        }
         Ok(())
+    }
+
+    /// Replicas by whom to ask first, and those whose donors do not answer.
+    fn order(&self, replicas: Arc<[Extent]>) -> (Arc<[Extent]>, Vec<Extent>) {
+        let now = Instant::now();
+        let asked = |extent: &Extent| {
+            let donor = self.donor(extent);
+            let silent = self.silent.contains(&(extent.donor, extent.epoch));
+            // A donor is looked at once for each pack: that may make this read its probe.
+            let standing = if silent {
+                Standing::Aside
+            } else {
+                donor.pace.standing(now)
+            };
+            (standing, donor)
+        };
+        if let [only] = &*replicas {
+            return match asked(only).0 {
+                Standing::Aside => (Arc::new([]), vec![*only]),
+                Standing::Good | Standing::Late => (replicas, Vec::new()),
+            };
+        }
+        let spread = self.outside.spread.fetch_add(SPREAD, Ordering::Relaxed);
+        let mut good = Vec::with_capacity(replicas.len());
+        let mut spare = Vec::new();
+        for (place, extent) in replicas.iter().enumerate() {
+            let (standing, donor) = asked(extent);
+            if standing == Standing::Aside {
+                spare.push(*extent);
+                continue;
+            }
+            let turn = (spread >> 32).wrapping_add(place as u64) % replicas.len() as u64;
+            good.push(((standing, !donor.local, donor.pace.rank(), turn), *extent));
+        }
+        good.sort_unstable_by_key(|(key, _)| *key);
+        let good = good
+            .into_iter()
+            .take(REPLICAS_MAX)
+            .map(|(_, extent)| extent);
+        (good.collect(), spare)
+    }
+
+    /// The record of an extent's donor.
+    fn donor(&self, extent: &Extent) -> Arc<Donor> {
+        let pool = self.outside.pool.as_ref();
+        self.outside.stats.donor(pool, extent.donor, extent.epoch)
     }
 
     /// Sees to it that every pack that is still wanted has a replica to try.
@@ -206,10 +302,11 @@ impl Run<'_> {
                     return Err(self.give_up("no replica left"));
                 }
                 self.outside.stats.refills.add(1);
-                let deadline = self.budget.deadline;
-                if let Err(error) = self.outside.refill.refill(self.errand.owner, &id, deadline) {
+                let (listed, deadline) = (self.packs[pack].listed, self.budget.deadline);
+                let refill = &self.outside.refill;
+                if let Err(error) = refill.refill(self.errand.owner, &id, listed, deadline) {
                     self.note("refill", &error);
-                    return Err(self.give_up("no replica left"));
+                    return self.last(pack, "no replica left");
                 }
                 self.note_text(&format!("refill of pack {}: done", short(&id)));
                 self.locate_anew(pack);
@@ -217,9 +314,24 @@ impl Run<'_> {
             }
             Rung::Refilled => {
                 self.report_lost(pack);
-                return Err(self.give_up("no replica left after a refill"));
+                return self.last(pack, "no replica left after a refill");
             }
+            Rung::Last => return Err(self.give_up("no replica left")),
         }
+        Ok(())
+    }
+
+    /// The last rung: donors that did not answer may have come to.
+    fn last(&mut self, pack: usize, why: &str) -> Result<(), Missed> {
+        let spare = std::mem::take(&mut self.packs[pack].spare);
+        if spare.is_empty() {
+            return Err(self.give_up(why));
+        }
+        let state = &mut self.packs[pack];
+        state.replicas = spare.into();
+        state.struck = [false; REPLICAS_MAX];
+        state.rung = Rung::Last;
+        self.note_text(why);
         Ok(())
     }
 
@@ -228,7 +340,7 @@ impl Run<'_> {
         let locations = &self.outside.locations;
         let ticket = locations.ticket();
         let replicas: Arc<[Extent]> =
-            match self.outside.catalogue.locate(&[id], true, self.attempt()) {
+            match self.outside.catalogue.locate(&[id], true, self.attempt(0)) {
                 Ok(answers) => answers.into_iter().next().unwrap_or_default().into(),
                 Err(error) => {
                     self.note("locate anew", &error);
@@ -241,8 +353,15 @@ impl Run<'_> {
         if !replicas.is_empty() {
             locations.put(ticket, id, Arc::clone(&replicas));
         }
-        self.packs[pack].replicas = replicas;
-        self.packs[pack].next = 0;
+        let listed = !replicas.is_empty();
+        let (replicas, spare) = self.order(replicas);
+        let state = &mut self.packs[pack];
+        state.listed = listed;
+        state.replicas = replicas;
+        state.struck = [false; REPLICAS_MAX];
+        if listed {
+            state.spare = spare;
+        }
     }
 
     /// Tells of replicas that failed and are listed all the same.
@@ -250,10 +369,11 @@ impl Run<'_> {
         let state = &mut self.packs[pack];
         let mut told: Vec<Extent> = Vec::new();
         for (extent, why) in std::mem::take(&mut state.failed) {
-            if state.replicas.contains(&extent) && !told.contains(&extent) {
+            // A frozen donor still has what it had.
+            if !why.silent && state.replicas.contains(&extent) && !told.contains(&extent) {
                 self.outside
                     .catalogue
-                    .report_lost(&self.errand.packs[pack], &extent, &why);
+                    .report_lost(&self.errand.packs[pack], &extent, &why.text);
                 told.push(extent);
             }
         }
@@ -261,14 +381,18 @@ impl Run<'_> {
         self.outside.locations.forget(&[self.errand.packs[pack]]);
     }
 
-    /// Deadline of one attempt: never so late that nothing else could be tried.
-    fn attempt(&self) -> Instant {
+    /// Deadline of one attempt at `len` bytes: never so late that nothing else could be tried, if
+    /// there is anything else.
+    fn attempt(&self, len: usize) -> Instant {
         let now = Instant::now();
         let left = self.budget.deadline.saturating_duration_since(now);
         if self.budget.quick {
             self.budget.deadline
+        } else if self.packs.iter().any(|pack| pack.rung == Rung::Last) {
+            now + left.min(LAST_MAX)
         } else {
-            now + (left / 2).min(ATTEMPT_MAX)
+            let transfer = Duration::from_millis(len as u64 * 1000 / ATTEMPT_FLOOR);
+            now + (left / 2).min(ATTEMPT_MAX + transfer)
         }
     }
 

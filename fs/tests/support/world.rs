@@ -33,6 +33,8 @@ pub enum Fault {
     Gone,
     /// Reads last until their deadline.
     Hang,
+    /// Reads take so many milliseconds, and put other bytes into memory until then.
+    Slow(u64),
 }
 
 #[derive(Default)]
@@ -333,6 +335,19 @@ impl Pool for World {
             );
             return Err(TransportError::Deadline);
         }
+        let state = match fault {
+            Some(Fault::Slow(ms)) => {
+                drop(state);
+                batch.iter_mut().for_each(|read| read.into.fill(0xdd));
+                let left = deadline.saturating_duration_since(Instant::now());
+                std::thread::sleep(Duration::from_millis(ms).min(left));
+                if left < Duration::from_millis(ms) {
+                    return Err(TransportError::Deadline);
+                }
+                self.state.lock().unwrap()
+            }
+            _ => state,
+        };
         let memory = state.donors.get(&donor);
         let Some(memory) = memory.filter(|_| fault != Some(Fault::Gone)) else {
             let source = std::io::ErrorKind::ConnectionRefused.into();
@@ -377,7 +392,13 @@ impl Pool for World {
 }
 
 impl Refill for World {
-    fn refill(&self, _number: u32, pack: &PackId, _deadline: Instant) -> Result<(), SourceError> {
+    fn refill(
+        &self,
+        _number: u32,
+        pack: &PackId,
+        _listed: bool,
+        _deadline: Instant,
+    ) -> Result<(), SourceError> {
         let mut state = self.state.lock().unwrap();
         state.refills.push(*pack);
         if state.refuse_refills {

@@ -8,7 +8,11 @@ use tonic::{
     transport::{Channel, Uri},
 };
 
-use crate::{Endpoint, Error, FRAME_MAX, v1};
+use crate::{
+    Endpoint, Error, FRAME_MAX,
+    tls::{self, TlsError, Trust},
+    v1,
+};
 
 /// Default deadline of one call.
 const CALL_TIMEOUT: Duration = Duration::from_secs(10);
@@ -27,60 +31,77 @@ pub struct Client {
     timeout: Duration,
 }
 
+/// What connecting is called in errors.
+const CONNECTING: &str = "connecting";
+
 impl Client {
+    /// Connects to a daemon on this host; see [`Client::connect_with`].
+    ///
+    /// # Errors
+    /// As [`Client::connect_with`], and [`Error::Tls`] for another host.
+    pub async fn connect(endpoint: &Endpoint, timeout: Duration) -> Result<Self, Error> {
+        Self::connect_with(endpoint, &Trust::default(), timeout).await
+    }
+
     /// Connects within `timeout`, which bounds only this: calls have their own deadline of 10 s,
     /// see [`Client::with_timeout`].
     ///
     /// # Errors
-    /// [`Error::Unavailable`] when nothing answers there, [`Error::Deadline`] when it is too slow.
-    pub async fn connect(endpoint: &Endpoint, timeout: Duration) -> Result<Self, Error> {
-        const ASKED: &str = "connecting";
-        let unavailable = |source: Box<dyn std::error::Error + Send + Sync>| Error::Unavailable {
-            endpoint: endpoint.to_string(),
-            asked: ASKED,
+    /// [`Error::Unavailable`] when nothing answers there, [`Error::Deadline`] when it is too slow,
+    /// [`Error::Tls`] when the two ends do not trust each other, or when `trust` does not allow
+    /// what the endpoint asks for.
+    pub async fn connect_with(
+        endpoint: &Endpoint,
+        trust: &Trust,
+        timeout: Duration,
+    ) -> Result<Self, Error> {
+        let distrusted = |source| Error::Tls {
+            asked: CONNECTING,
             source,
         };
-        let builder = builder(endpoint, timeout).map_err(|e| unavailable(Box::new(e)))?;
+        let failed = |source: tonic::transport::Error| match distrust(&source) {
+            Some(error) => distrusted(error.clone()),
+            None => Error::Unavailable {
+                endpoint: endpoint.to_string(),
+                asked: CONNECTING,
+                source: Box::new(source),
+            },
+        };
+        let builder = builder(endpoint, timeout).map_err(failed)?;
         let connecting = async {
             match endpoint {
                 Endpoint::Unix(path) => {
-                    builder
-                        .connect_with_connector(unix_connector(path.clone()))
-                        .await
+                    let connector = unix_connector(path.clone());
+                    builder.connect_with_connector(connector).await
                 }
                 Endpoint::Tcp { .. } => builder.connect().await,
+                Endpoint::Tls { host, port } => {
+                    let Some(identity) = trust.identity.clone() else {
+                        return Err(distrusted(TlsError::NoIdentity {
+                            endpoint: endpoint.to_string(),
+                        }));
+                    };
+                    let connector =
+                        tls::connector(identity, host.clone(), *port, endpoint.to_string());
+                    builder.connect_with_connector(connector).await
+                }
             }
+            .map_err(failed)
         };
+        if let Endpoint::Tcp { host, .. } = endpoint
+            && !trust.plain
+            && !tls::is_loopback(host)
+        {
+            return Err(distrusted(TlsError::Plain {
+                address: endpoint.to_string(),
+            }));
+        }
         let channel = tokio::time::timeout(timeout, connecting)
             .await
             .map_err(|_| Error::Deadline {
-                asked: ASKED,
+                asked: CONNECTING,
                 after: timeout,
-            })?
-            .map_err(|e| unavailable(Box::new(e)))?;
-        Ok(Self {
-            channel,
-            endpoint: endpoint.clone(),
-            timeout: CALL_TIMEOUT,
-        })
-    }
-
-    /// A client that connects at its first call. Must be called inside a tokio runtime.
-    ///
-    /// # Errors
-    /// [`Error::Unavailable`] when the endpoint cannot be written as an address.
-    pub fn lazy(endpoint: &Endpoint) -> Result<Self, Error> {
-        let builder = builder(endpoint, CALL_TIMEOUT).map_err(|e| Error::Unavailable {
-            endpoint: endpoint.to_string(),
-            asked: "connecting",
-            source: Box::new(e),
-        })?;
-        let channel = match endpoint {
-            Endpoint::Unix(path) => {
-                builder.connect_with_connector_lazy(unix_connector(path.clone()))
-            }
-            Endpoint::Tcp { .. } => builder.connect_lazy(),
-        };
+            })??;
         Ok(Self {
             channel,
             endpoint: endpoint.clone(),
@@ -177,7 +198,7 @@ fn builder(
     let uri = match endpoint {
         // The connector ignores this; HTTP/2 wants an authority all the same.
         Endpoint::Unix(_) => "http://metad".to_owned(),
-        Endpoint::Tcp { .. } => endpoint.to_string(),
+        Endpoint::Tcp { .. } | Endpoint::Tls { .. } => endpoint.to_string(),
     };
     Ok(tonic::transport::Endpoint::from_shared(uri)?
         .connect_timeout(connect_timeout)
@@ -185,6 +206,18 @@ fn builder(
         .http2_keep_alive_interval(KEEP_ALIVE)
         .keep_alive_timeout(KEEP_ALIVE_TIMEOUT)
         .keep_alive_while_idle(true))
+}
+
+/// What an error says of certificates, if that is what it is about.
+fn distrust<'e>(error: &'e (dyn std::error::Error + 'static)) -> Option<&'e TlsError> {
+    let mut cause = Some(error);
+    while let Some(error) = cause {
+        if let Some(found) = error.downcast_ref::<TlsError>() {
+            return Some(found);
+        }
+        cause = error.source();
+    }
+    None
 }
 
 fn unix_connector(

@@ -2,14 +2,22 @@
 
 use std::{fmt, path::PathBuf, str::FromStr};
 
-/// Address of a metadata daemon: `unix:/run/harbour/metad.sock` or `http://host:port`.
+/// Address of a metadata daemon: `unix:/run/harbour/metad.sock`, `https://host:port`, or
+/// `http://host:port`.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Endpoint {
     /// A unix socket at an absolute path.
     Unix(PathBuf),
-    /// TCP, not encrypted.
+    /// TCP, not encrypted: for this host's loopback.
     Tcp {
         /// Name or address; an IPv6 address without its brackets.
+        host: String,
+        /// Port, never 0.
+        port: u16,
+    },
+    /// TCP under mutual TLS.
+    Tls {
+        /// As in [`Endpoint::Tcp`]; what metad's certificate must be for.
         host: String,
         /// Port, never 0.
         port: u16,
@@ -18,7 +26,9 @@ pub enum Endpoint {
 
 /// Why a string is no [`Endpoint`].
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
-#[error("{text:?} is not an address of metad: want unix:/absolute/path or http://host:port")]
+#[error(
+    "{text:?} is not an address of metad: want unix:/absolute/path, https://host:port or http://host:port"
+)]
 pub struct EndpointError {
     /// What was given, cut to 200 characters.
     pub text: String,
@@ -45,7 +55,10 @@ impl FromStr for Endpoint {
                 Err(error())
             };
         }
-        let rest = text.strip_prefix("http://").ok_or_else(error)?;
+        let (tls, rest) = match text.strip_prefix("https://") {
+            Some(rest) => (true, rest),
+            None => (false, text.strip_prefix("http://").ok_or_else(error)?),
+        };
         let rest = rest.strip_suffix('/').unwrap_or(rest);
         let (host, port) = rest.rsplit_once(':').ok_or_else(error)?;
         let port = port
@@ -65,16 +78,25 @@ impl FromStr for Endpoint {
         if host.is_empty() || colon || !host.bytes().all(plain) {
             return Err(error());
         }
-        Ok(Self::Tcp { host, port })
+        Ok(if tls {
+            Self::Tls { host, port }
+        } else {
+            Self::Tcp { host, port }
+        })
     }
 }
 
 impl fmt::Display for Endpoint {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Unix(path) => write!(f, "unix:{}", path.display()),
-            Self::Tcp { host, port } if host.contains(':') => write!(f, "http://[{host}]:{port}"),
-            Self::Tcp { host, port } => write!(f, "http://{host}:{port}"),
+        let (scheme, host, port) = match self {
+            Self::Unix(path) => return write!(f, "unix:{}", path.display()),
+            Self::Tcp { host, port } => ("http", host, port),
+            Self::Tls { host, port } => ("https", host, port),
+        };
+        if host.contains(':') {
+            write!(f, "{scheme}://[{host}]:{port}")
+        } else {
+            write!(f, "{scheme}://{host}:{port}")
         }
     }
 }
@@ -91,6 +113,8 @@ mod tests {
             "http://host:7000",
             "http://[::1]:7000",
             "http://127.0.0.1:1",
+            "https://metad.example:7480",
+            "https://[fd00::1]:7480",
         ] {
             assert_eq!(
                 text.parse::<Endpoint>().map(|e| e.to_string()).as_deref(),
@@ -125,7 +149,9 @@ mod tests {
             "http://[nonsense]:80",
             "http://u@h:80",
             "http://h:80/path",
-            "https://h:80",
+            "https://h",
+            "https://h:80/path",
+            "ftp://h:80",
             "h:80",
             "unix:/a\0b",
         ] {

@@ -18,6 +18,15 @@ pub enum Error {
         #[source]
         source: Box<dyn std::error::Error + Send + Sync>,
     },
+    /// The two hosts do not trust each other; [`crate::tls::TlsError::next`] says what to do.
+    #[error("no trusted connection to metad for {asked}")]
+    Tls {
+        /// What was asked.
+        asked: &'static str,
+        /// Which file or certificate, and why.
+        #[source]
+        source: crate::tls::TlsError,
+    },
     /// There is no such thing: register again, or it was removed.
     #[error("{asked}: {message}")]
     NotFound {
@@ -72,6 +81,7 @@ impl Error {
     pub fn asked(&self) -> &'static str {
         match self {
             Self::Unavailable { asked, .. }
+            | Self::Tls { asked, .. }
             | Self::NotFound { asked, .. }
             | Self::Refused { asked, .. }
             | Self::Exhausted { asked, .. }

@@ -12,6 +12,7 @@ mod connect;
 mod endpoint;
 mod error;
 mod stream;
+pub mod tls;
 
 /// Messages, clients and servers, generated from `metad/proto/harbour.proto`.
 #[allow(
@@ -40,6 +41,7 @@ pub use connect::Client;
 pub use endpoint::{Endpoint, EndpointError};
 pub use error::Error;
 pub use stream::{Snapshot, Watch};
+pub use tls::Trust;
 
 /// Largest message in either direction, in bytes.
 pub const FRAME_MAX: usize = 1 << 20;

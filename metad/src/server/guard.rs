@@ -22,7 +22,7 @@ const PREFACE_BYTES: usize = 24;
 /// Time for them.
 const PREFACE_TIME: Duration = Duration::from_secs(5);
 /// Pause after a failed accept: file descriptors may have run out.
-const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+pub(super) const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 /// Something that accepts connections.
 pub(super) trait Listen: Send + 'static {
@@ -138,12 +138,21 @@ impl<T> Connected for Guarded<T> {
 
 /// Connections for gRPC.
 #[derive(Debug)]
-pub(super) struct Incoming<L: Listen> {
-    accepted: ReceiverStream<io::Result<Guarded<L::Io>>>,
+pub(super) struct Incoming<T> {
+    accepted: ReceiverStream<io::Result<Guarded<T>>>,
 }
 
-impl<L: Listen> Stream for Incoming<L> {
-    type Item = io::Result<Guarded<L::Io>>;
+impl<T> Incoming<T> {
+    /// Those that come out of `accepted`.
+    pub(super) fn new(accepted: mpsc::Receiver<io::Result<Guarded<T>>>) -> Self {
+        Self {
+            accepted: ReceiverStream::new(accepted),
+        }
+    }
+}
+
+impl<T> Stream for Incoming<T> {
+    type Item = io::Result<Guarded<T>>;
 
     fn poll_next(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
         Pin::new(&mut self.get_mut().accepted).poll_next(cx)
@@ -151,7 +160,7 @@ impl<L: Listen> Stream for Incoming<L> {
 }
 
 /// Accepts while there are places. Ends when the stream is dropped.
-pub(super) fn incoming<L: Listen>(mut listener: L, places: Arc<Semaphore>) -> Incoming<L> {
+pub(super) fn incoming<L: Listen>(mut listener: L, places: Arc<Semaphore>) -> Incoming<L::Io> {
     let (send, receive) = mpsc::channel(1);
     tokio::spawn(async move {
         loop {
@@ -164,8 +173,7 @@ pub(super) fn incoming<L: Listen>(mut listener: L, places: Arc<Semaphore>) -> In
             };
             match stream {
                 Ok(stream) => {
-                    let guarded = Guarded::new(stream, place, PREFACE_BYTES, PREFACE_TIME);
-                    if send.send(Ok(guarded)).await.is_err() {
+                    if send.send(Ok(greeted(stream, place))).await.is_err() {
                         return;
                     }
                 }
@@ -176,7 +184,10 @@ pub(super) fn incoming<L: Listen>(mut listener: L, places: Arc<Semaphore>) -> In
             }
         }
     });
-    Incoming {
-        accepted: ReceiverStream::new(receive),
-    }
+    Incoming::new(receive)
+}
+
+/// A connection that has to begin as HTTP/2 does.
+pub(super) fn greeted<T>(stream: T, place: OwnedSemaphorePermit) -> Guarded<T> {
+    Guarded::new(stream, place, PREFACE_BYTES, PREFACE_TIME)
 }

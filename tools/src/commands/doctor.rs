@@ -2,11 +2,14 @@
 
 use std::{fs, path::Path, process::ExitCode, time::Duration};
 
-use harbour_metad_client::v1;
+use harbour_metad_client::{tls, v1};
 use serde_json::json;
 
 use super::{Context, daemon, status};
 use crate::{cli::Listing, failure::Code, output, size::Size};
+
+/// A certificate that ends sooner than this is spoken of.
+const CERTIFICATE_DAYS: i64 = 30;
 
 /// One finding.
 struct Finding {
@@ -61,6 +64,7 @@ pub(super) fn run(context: &Context, args: &Listing) -> anyhow::Result<ExitCode>
     ];
     findings.extend(rdma());
     findings.push(state_directory(context));
+    findings.extend(certificates(context));
     findings.extend(daemons(context));
     findings.push(mount(context));
     let bad = findings.iter().any(|f| f.grade == Grade::Bad);
@@ -322,6 +326,48 @@ fn state_directory(context: &Context) -> Finding {
             "give another --state-dir",
         ),
     }
+}
+
+/// This host's certificates, where it has or needs any.
+fn certificates(context: &Context) -> Option<Finding> {
+    const WHAT: &str = "certificates";
+    let dir = &context.places.tls;
+    let needed = context.places.metad.starts_with("https:") || context.places.tls_named;
+    if !needed && !dir.join(tls::CERTIFICATE_FILE).exists() {
+        return None;
+    }
+    let ends = tls::Identity::load(dir).and_then(|_| {
+        let own = tls::Certificate::read(&dir.join(tls::CERTIFICATE_FILE))?;
+        let ca = tls::Certificate::read(&dir.join(tls::CA_FILE))?;
+        Ok((own, ca))
+    });
+    let (own, ca) = match ends {
+        Ok(ends) => ends,
+        Err(error) => {
+            let detail = crate::node::refill::chain(&error);
+            return Some(finding(WHAT, Grade::Bad, detail, error.next()));
+        }
+    };
+    let first = if ca.until_unix < own.until_unix {
+        &ca
+    } else {
+        &own
+    };
+    let days = first.days_left(output::now_unix());
+    let detail = format!(
+        "{} is good until {} ({days} days)",
+        first.subject,
+        tls::date(first.until_unix)
+    );
+    if days < CERTIFICATE_DAYS {
+        let next = if first.is_ca {
+            "make a new authority (harbour certs init --dir NEW) and give every host a certificate of it"
+        } else {
+            "where the CA is: harbour certs issue NAME; then copy hosts/NAME here"
+        };
+        return Some(finding(WHAT, Grade::Weak, detail, next));
+    }
+    Some(finding(WHAT, Grade::Good, detail, ""))
 }
 
 fn daemons(context: &Context) -> Vec<Finding> {

@@ -1,8 +1,9 @@
 //! `harbour metad`
 
-use std::process::ExitCode;
+use std::{process::ExitCode, sync::Arc};
 
 use harbour_metad::server;
+use harbour_metad_client::tls::{Identity, is_loopback};
 
 use super::{Context, daemon};
 use crate::{cli::MetadArgs, stop::Stop};
@@ -12,8 +13,25 @@ pub(super) fn run(context: &Context, args: MetadArgs) -> anyhow::Result<ExitCode
     context.places.create()?;
     let _pid = daemon::PidFile::take(context, "metad")?;
     let keys = args.keys.over(context.file.metad.clone());
+    let places = &context.places;
+    let beyond = |listen: std::net::SocketAddr| !is_loopback(&listen.ip().to_string());
+    // Whoever names certificates wants them used; beyond loopback nothing else will do.
+    let identity = match keys.listen {
+        Some(listen) if places.tls_named || (beyond(listen) && !places.insecure_metad) => {
+            Some(Arc::new(Identity::load(&places.tls)?))
+        }
+        _ => None,
+    };
+    if let Some(listen) = keys
+        .listen
+        .filter(|listen| identity.is_none() && beyond(*listen))
+    {
+        tracing::warn!(%listen, "gRPC is in plain text, as --insecure-metad says: anybody on the network can read and change it");
+    }
     let mut config = server::Config {
         listen: keys.listen,
+        identity,
+        plain: places.insecure_metad,
         metrics: keys.metrics,
         ..server::Config::new(
             context.places.state.join("metad"),

@@ -2,7 +2,7 @@
 
 use std::{
     process::ExitCode,
-    sync::Arc,
+    sync::{Arc, mpsc::Receiver},
     time::{Duration, Instant},
 };
 
@@ -13,7 +13,7 @@ use harbour_fs::{
 };
 use harbour_metad_client::{Client, v1};
 use harbour_pool::transport::Access;
-use tokio::runtime::Handle;
+use tokio::{runtime::Handle, sync::Notify};
 
 use super::{Context, daemon};
 use crate::{
@@ -22,9 +22,10 @@ use crate::{
     ingest::options,
     link::Link,
     node::{
-        catalogue::{Reads, Remote, send_reports},
+        catalogue::{Reads, Remote, Report, send_reports},
         refill::Refiller,
         session::{Page, Shown, keep_lease},
+        spool::Spool,
         views::{FastViews, Keeper},
     },
     stop::Stop,
@@ -49,9 +50,17 @@ pub(super) fn run(context: &Context, args: NodeArgs) -> anyhow::Result<ExitCode>
     };
     let preference = context.preference(keys.transport);
     let link = Arc::new(Link::new(Access::Read, preference));
-    let (remote, reports) = Remote::new(client.clone(), Arc::clone(&link), handle.clone());
+    let spool = Spool::new(&context.places.state)
+        .with_context(|| format!("cannot make a file in {}", context.places.state.display()))?;
+    let outside = Outside {
+        client: client.clone(),
+        link: Arc::clone(&link),
+        spool: Arc::new(spool),
+        handle: handle.clone(),
+    };
+    let (remote, reports) = outside.catalogue();
     runtime.block_on(first_snapshot(&remote, &stop))?;
-    let fs = file_system(context, &keys, &client, Arc::clone(&link), &remote, &handle)?;
+    let fs = file_system(context, &keys, outside, &remote)?;
     let mounted = mount(context, &keys, &fs)?;
     {
         let (client, handle) = (client.clone(), handle.clone());
@@ -82,15 +91,17 @@ pub(super) fn run(context: &Context, args: NodeArgs) -> anyhow::Result<ExitCode>
         fast_view,
         link,
         places: context.places.clone(),
+        changed: Notify::new(),
     };
     let name = keys
         .node_name
         .clone()
         .unwrap_or_else(|| format!("{}:{}", config::host_name(), context.places.mount.display()));
+    let verify = !keys.unsafe_no_verify.unwrap_or(false);
     tracing::info!(name, mount = %context.places.mount.display(), fast_view = shown.fast_view, "serving");
     runtime.block_on(async {
         tokio::join!(
-            keep_lease(&client, &name, &shown.remote, &fs, &stop),
+            keep_lease(&client, &name, &shown, verify, &stop),
             shown.follow(&client, &stop),
             keep_page(context, &shown, views.as_deref(), &client, &stop),
         )
@@ -119,13 +130,26 @@ async fn first_snapshot(remote: &Remote, stop: &Stop) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// What the file system is joined to.
+struct Outside {
+    client: Client,
+    link: Arc<Link>,
+    spool: Arc<Spool>,
+    handle: Handle,
+}
+
+impl Outside {
+    fn catalogue(&self) -> (Arc<Remote>, Receiver<Report>) {
+        let (link, spool) = (Arc::clone(&self.link), Arc::clone(&self.spool));
+        Remote::new(self.client.clone(), link, spool, self.handle.clone())
+    }
+}
+
 fn file_system(
     context: &Context,
     keys: &config::NodeKeys,
-    client: &Client,
-    link: Arc<Link>,
+    outside: Outside,
     remote: &Arc<Remote>,
-    handle: &Handle,
 ) -> anyhow::Result<Arc<Fs>> {
     let verify = !keys.unsafe_no_verify.unwrap_or(false);
     if !verify {
@@ -134,6 +158,7 @@ fn file_system(
     let config = Config {
         deadline: keys.read_deadline(),
         verify,
+        seed: seed(),
         ..Config::default()
     };
     let pull_options = Arc::new(options::options(
@@ -144,17 +169,24 @@ fn file_system(
     let preference = context.preference(keys.transport);
     let writing = Arc::new(Link::new(Access::ReadWrite, preference));
     let refiller = Arc::new(Refiller::new(
-        client.clone(),
+        outside.client,
         writing,
-        handle.clone(),
+        Arc::clone(&outside.spool),
+        outside.handle,
         pull_options,
     ));
     Ok(Fs::new(
         config,
         Arc::clone(remote) as _,
-        Arc::new(Reads(link)),
+        Arc::new(Reads(outside.link, outside.spool)),
         refiller,
     ))
+}
+
+/// Something that differs between hosts and between runs.
+fn seed() -> u64 {
+    use std::hash::{BuildHasher as _, RandomState};
+    RandomState::new().hash_one(std::process::id())
 }
 
 fn mount(

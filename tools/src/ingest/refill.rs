@@ -6,7 +6,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::Arc,
 };
 
 use harbour_image::{
@@ -18,10 +18,12 @@ use harbour_image::{
     source::{Source, SourceSpec},
     tree::{ObjectKey, ObjectSink},
 };
-use harbour_metad_client::{Error as ClientError, LOCATE_MAX, Snapshot, v1};
+use harbour_metad_client::{Client, Error as ClientError, LOCATE_MAX, Snapshot, v1};
 
 use super::{
-    IngestError, index_store, layer,
+    IngestError,
+    home::{Home, InPool, Targets},
+    index_store, layer,
     lease::Pull,
     pull::{PullOptions, join},
 };
@@ -44,10 +46,12 @@ pub async fn layers(
         if !wanted.iter().any(|w| w.as_bytes()[..] == layer.diff_id) {
             continue;
         }
-        packs.extend(packs_of(lease, layer).await?.into_keys());
+        packs.extend(packs_of(lease.client(), layer).await?.into_keys());
         packs.extend(index_packs(layer.index.as_ref()));
     }
-    packs_of_snapshot(lease, &snapshot, packs, Some(own), options, progress).await
+    let own = Some(own);
+    let brought = packs_of_snapshot(lease, &snapshot, packs, own, options, progress).await?;
+    Ok(brought.len())
 }
 
 /// The source that the caller has open already, and the layers it gives: asked before those that
@@ -62,17 +66,17 @@ fn index_packs(index: Option<&v1::IndexRef>) -> impl Iterator<Item = PackId> {
 
 /// Brings back those of `packs` that have no replica, and whatever else their layers have lost: the
 /// layers are read through anyway, and a tree that lost one pack has mostly lost others. Where the
-/// pool has no room for all of that, only what was asked for.
+/// pool has no room for all of that, only what was asked for. Gives what was brought back.
 pub async fn packs(
     lease: &Pull,
     packs: BTreeSet<PackId>,
     options: &Arc<PullOptions>,
     progress: &Arc<dyn PullProgress>,
-) -> Result<usize, IngestError> {
+) -> Result<BTreeSet<PackId>, IngestError> {
     let snapshot = lease.client().snapshot().await?;
     let mut all = packs.clone();
     for layer in &snapshot.layers {
-        let of_layer = packs_of(lease, layer).await?;
+        let of_layer = packs_of(lease.client(), layer).await?;
         if of_layer.keys().any(|pack| packs.contains(pack)) {
             all.extend(of_layer.into_keys());
             all.extend(index_packs(layer.index.as_ref()));
@@ -93,12 +97,12 @@ async fn packs_of_snapshot(
     own: Option<OwnSource<'_>>,
     options: &Arc<PullOptions>,
     progress: &Arc<dyn PullProgress>,
-) -> Result<usize, IngestError> {
-    let lost = lost_packs(lease, packs).await?;
+) -> Result<BTreeSet<PackId>, IngestError> {
+    let lost = lost_packs(lease.client(), packs).await?;
     if lost.is_empty() {
-        return Ok(0);
+        return Ok(lost);
     }
-    let plan = Plan::new(lease, snapshot, &lost).await?;
+    let plan = Plan::new(lease.client(), snapshot, &lost).await?;
     let targets = Arc::new(Targets::new(reserve(lease, &plan.lens).await?));
     for (id, bytes) in plan.index_parts {
         let (lease, targets) = (lease.clone(), Arc::clone(&targets));
@@ -125,15 +129,11 @@ async fn packs_of_snapshot(
                 options.limits.clone(),
             );
             join(tokio::task::spawn_blocking(move || {
-                refill_layer(
-                    &lease,
-                    &source,
-                    &descriptor,
-                    index,
-                    &targets,
-                    &limits,
-                    bar.as_ref(),
-                )
+                let home = InPool {
+                    lease: &lease,
+                    targets: &targets,
+                };
+                read_layer(&home, &source, &descriptor, index, &limits, bar.as_ref())
             }))
             .await?;
         }
@@ -151,29 +151,29 @@ async fn packs_of_snapshot(
         packs,
     };
     lease.client().commit_refill(request).await?;
-    Ok(plan.lens.len())
+    Ok(plan.lens.into_keys().collect())
 }
 
 /// What a refill has to do.
 #[derive(Default)]
-struct Plan<'a> {
+pub(super) struct Plan<'a> {
     /// Lost packs that something refers to, and their lengths.
-    lens: BTreeMap<PackId, u32>,
+    pub(super) lens: BTreeMap<PackId, u32>,
     /// Layers that have content in them.
-    users: Vec<&'a v1::Layer>,
+    pub(super) users: Vec<&'a v1::Layer>,
     /// Lost packs of indexes, which metad's disk has.
-    index_parts: Vec<(PackId, Vec<u8>)>,
+    pub(super) index_parts: Vec<(PackId, Vec<u8>)>,
 }
 
 impl<'a> Plan<'a> {
-    async fn new(
-        lease: &Pull,
+    pub(super) async fn new(
+        client: &Client,
         snapshot: &'a Snapshot,
         lost: &BTreeSet<PackId>,
     ) -> Result<Self, IngestError> {
         let mut plan = Self::default();
         for layer in &snapshot.layers {
-            let of_layer = packs_of(lease, layer).await?;
+            let of_layer = packs_of(client, layer).await?;
             let shared: Vec<_> = of_layer
                 .into_iter()
                 .filter(|(id, _)| lost.contains(id))
@@ -201,7 +201,7 @@ impl<'a> Plan<'a> {
             if !index_packs(Some(index)).any(|id| lost.contains(&id)) {
                 continue;
             }
-            let bytes = index_store::fetch(lease.client(), index, "a refilled view").await?;
+            let bytes = index_store::fetch(client, index, "a refilled view").await?;
             for part in bytes.chunks(PACK_MAX) {
                 let id = PackId(*blake3::hash(part).as_bytes());
                 if lost.contains(&id) && plan.lens.insert(id, part.len() as u32).is_none() {
@@ -215,10 +215,13 @@ impl<'a> Plan<'a> {
 
 /// All packs that a layer's index refers to, and the index's own, with their lengths (0 when not
 /// known here).
-async fn packs_of(lease: &Pull, layer: &v1::Layer) -> Result<BTreeMap<PackId, u32>, IngestError> {
+pub(super) async fn packs_of(
+    client: &Client,
+    layer: &v1::Layer,
+) -> Result<BTreeMap<PackId, u32>, IngestError> {
     let name = layer::digest(&layer.diff_id)?.to_string();
     let reference = layer.index.clone().unwrap_or_default();
-    let bytes = index_store::fetch(lease.client(), &reference, &name).await?;
+    let bytes = index_store::fetch(client, &reference, &name).await?;
     let index = layer::open_index(bytes, &name)?;
     let mut packs = BTreeMap::new();
     for number in 0..index.pack_count() {
@@ -233,7 +236,7 @@ async fn packs_of(lease: &Pull, layer: &v1::Layer) -> Result<BTreeMap<PackId, u3
 
 /// Those of `packs` that have no live replica.
 async fn lost_packs(
-    lease: &Pull,
+    client: &Client,
     packs: BTreeSet<PackId>,
 ) -> Result<BTreeSet<PackId>, IngestError> {
     let all: Vec<PackId> = packs.into_iter().collect();
@@ -242,7 +245,7 @@ async fn lost_packs(
         let request = v1::LocateRequest {
             packs: part.iter().map(|id| id.0.to_vec()).collect(),
         };
-        let reply = lease.client().locate(request).await?;
+        let reply = client.locate(request).await?;
         lost.extend(
             part.iter()
                 .zip(reply.packs)
@@ -286,7 +289,7 @@ async fn reserve(
 }
 
 /// For each source that has some of `users`, the source and those layers.
-async fn sources_of(
+pub(super) async fn sources_of(
     users: &[&v1::Layer],
     snapshot: &Snapshot,
     own: Option<OwnSource<'_>>,
@@ -338,30 +341,37 @@ async fn sources_of(
     Ok(sources)
 }
 
-fn refill_layer(
-    lease: &Pull,
+/// Reads a layer from its source, and puts every object of it where `home` wants it.
+pub(super) fn read_layer(
+    home: &dyn Home,
     source: &Source,
     descriptor: &LayerDescriptor,
     index: Arc<[u8]>,
-    targets: &Targets,
     limits: &DecodeLimits,
     progress: &dyn crate::progress::LayerProgress,
 ) -> Result<(), IngestError> {
     let name = descriptor.diff_id.to_string();
-    let wanted = wanted_objects(&layer::open_index(index, &name)?, targets, &name)?;
+    let wanted = wanted_objects(&layer::open_index(index, &name)?, home, &name)?;
+    if wanted.is_empty() {
+        return Ok(());
+    }
     let mut blob = source.blob(descriptor);
     progress.started(descriptor.size, blob.progress());
     let mut sink = Refiller {
-        lease,
-        targets,
+        home,
         wanted,
         written: 0,
+        ended: false,
     };
-    decode_layer(
+    let decoded = decode_layer(
         &mut blob,
         &layer::decode_options(descriptor, limits),
         &mut sink,
-    )?;
+    );
+    if sink.ended {
+        return Ok(());
+    }
+    decoded?;
     blob.finish()?;
     if let Some(id) = sink
         .wanted
@@ -384,90 +394,55 @@ struct Places {
 
 fn wanted_objects(
     index: &Index<Arc<[u8]>>,
-    targets: &Targets,
+    home: &dyn Home,
     name: &str,
 ) -> Result<HashMap<ObjectId, Places>, IngestError> {
+    let mut wanted: HashMap<ObjectId, Places> = HashMap::new();
+    each_object(index, name, |pack, offset, object| {
+        if !home.wants(&pack) {
+            return;
+        }
+        let places = wanted.entry(object).or_insert(Places {
+            at: Vec::new(),
+            done: false,
+        });
+        if !places.at.contains(&(pack, offset)) {
+            places.at.push((pack, offset));
+        }
+    })?;
+    Ok(wanted)
+}
+
+/// Shows `see` every object of an index: its pack, its offset there, its name.
+pub(super) fn each_object(
+    index: &Index<Arc<[u8]>>,
+    name: &str,
+    mut see: impl FnMut(PackId, u32, ObjectId),
+) -> Result<(), IngestError> {
     let fail = |source| IngestError::Index {
         layer: name.to_owned(),
         source,
     };
-    let mut wanted: HashMap<ObjectId, Places> = HashMap::new();
     let (mut at, end) = (index.header().meta_len, index.header().erofs_len());
     while at < end {
         let step = STEP.min(end - at);
         for segment in index.segments(at, step).map_err(fail)? {
-            let What::Object(object) = segment.what else {
-                continue;
-            };
-            if !targets.has(&object.pack.id) {
-                continue;
-            }
-            let places = wanted.entry(object.id).or_insert(Places {
-                at: Vec::new(),
-                done: false,
-            });
-            let place = (object.pack.id, object.pack_offset);
-            if !places.at.contains(&place) {
-                places.at.push(place);
+            if let What::Object(object) = segment.what {
+                see(object.pack.id, object.pack_offset, object.id);
             }
         }
         at += step;
     }
-    Ok(wanted)
-}
-
-/// Where the packs of a refill are written to: all replicas of each, until one fails.
-struct Targets {
-    extents: Mutex<HashMap<PackId, Vec<v1::Extent>>>,
-}
-
-impl Targets {
-    fn new(extents: HashMap<PackId, Vec<v1::Extent>>) -> Self {
-        Self {
-            extents: Mutex::new(extents),
-        }
-    }
-
-    fn has(&self, pack: &PackId) -> bool {
-        self.lock().contains_key(pack)
-    }
-
-    /// Writes to every replica that is left; gives how many took it. One that fails is given back
-    /// and left out from then on; when none is left the refill fails, for what was written of the
-    /// pack before is lost.
-    fn write(
-        &self,
-        lease: &Pull,
-        pack: &PackId,
-        offset: u32,
-        bytes: &[u8],
-    ) -> Result<u64, IngestError> {
-        let extents = self.lock().get(pack).cloned().unwrap_or_default();
-        let failed = lease.write_all(&extents, offset, bytes);
-        if failed.is_empty() {
-            return Ok(extents.len() as u64);
-        }
-        let left = extents.len() - failed.len();
-        if let Some(kept) = self.lock().get_mut(pack) {
-            kept.retain(|extent| !failed.iter().any(|(bad, _)| bad == extent));
-        }
-        match lease.give_back(&pack.0, failed)? {
-            Some(error) if left == 0 => Err(error),
-            _ => Ok(left as u64),
-        }
-    }
-
-    fn lock(&self) -> MutexGuard<'_, HashMap<PackId, Vec<v1::Extent>>> {
-        self.extents.lock().unwrap_or_else(PoisonError::into_inner)
-    }
+    Ok(())
 }
 
 /// A sink that writes wanted objects where they were.
 struct Refiller<'a> {
-    lease: &'a Pull,
-    targets: &'a Targets,
+    home: &'a dyn Home,
     wanted: HashMap<ObjectId, Places>,
     written: u64,
+    /// Nothing more is wanted, so the rest was not read.
+    ended: bool,
 }
 
 impl ObjectSink for Refiller<'_> {
@@ -476,12 +451,16 @@ impl ObjectSink for Refiller<'_> {
     fn put(&mut self, bytes: &[u8]) -> Result<ObjectKey, IngestError> {
         let id = hash_object(bytes).id;
         if let Some(places) = self.wanted.get_mut(&id).filter(|places| !places.done) {
-            self.lease.check()?;
+            let mut packs = Vec::with_capacity(places.at.len());
             for (pack, offset) in &places.at {
-                let written = self.targets.write(self.lease, pack, *offset, bytes)?;
-                self.written += written * bytes.len() as u64;
+                self.written += self.home.put(pack, *offset, bytes)?;
+                packs.push(*pack);
             }
             places.done = true;
+            if !self.home.placed(&packs)? {
+                self.ended = true;
+                return Err(IngestError::Cancelled);
+            }
         }
         Ok(ObjectKey(0))
     }

@@ -18,6 +18,7 @@ use harbour_metad_client::{Client, Error as ClientError, v1};
 use harbour_pool::transport::{Read, RegionId, TransportError};
 use tokio::runtime::Handle;
 
+use super::spool::{self, Spool};
 use crate::link::Link;
 
 /// Reports that wait to be sent; more are dropped, they are hints.
@@ -30,6 +31,7 @@ const RANGE: usize = 512 << 10;
 pub struct Remote {
     client: Client,
     link: Arc<Link>,
+    spool: Arc<Spool>,
     handle: Handle,
     snapshot: RwLock<Arc<Snapshot>>,
     reports: SyncSender<Report>,
@@ -58,11 +60,17 @@ pub enum Report {
 
 impl Remote {
     /// A catalogue with an empty snapshot, and the end where its reports come out.
-    pub fn new(client: Client, link: Arc<Link>, handle: Handle) -> (Arc<Self>, Receiver<Report>) {
+    pub fn new(
+        client: Client,
+        link: Arc<Link>,
+        spool: Arc<Spool>,
+        handle: Handle,
+    ) -> (Arc<Self>, Receiver<Report>) {
         let (reports, receiver) = sync_channel(REPORTS_MAX);
         let remote = Self {
             client,
             link,
+            spool,
             handle,
             snapshot: RwLock::default(),
             reports,
@@ -182,15 +190,19 @@ impl Catalogue for Remote {
             };
             self.link.learn(&reply.donors);
             let mut replicas = reply.packs.into_iter();
-            for _ in part {
+            for pack in part {
                 let extents = replicas.next().unwrap_or_default().extents;
-                places.push(extents.iter().map(extent).collect());
+                let pool = extents.iter().map(extent);
+                places.push(pool.chain(self.spool.find(pack)).collect());
             }
         }
         Ok(places)
     }
 
     fn report_lost(&self, pack: &PackId, extent: &Extent, why: &str) {
+        if extent.donor == spool::DONOR {
+            return;
+        }
         let node = self.node.load(Ordering::Acquire);
         let _ = self.reports.try_send(Report::Lost {
             node,
@@ -205,8 +217,8 @@ impl Catalogue for Remote {
     }
 }
 
-/// The pool, for the file system.
-pub struct Reads(pub Arc<Link>);
+/// The pool and this node's spool, for the file system.
+pub struct Reads(pub Arc<Link>, pub Arc<Spool>);
 
 impl Pool for Reads {
     fn read(
@@ -216,10 +228,16 @@ impl Pool for Reads {
         batch: &mut [Read<'_>],
         deadline: Instant,
     ) -> Result<(), TransportError> {
+        if donor == spool::DONOR {
+            return self.1.read(batch);
+        }
         self.0.read(donor, epoch, batch, deadline)
     }
 
     fn describe(&self, donor: u64) -> String {
+        if donor == spool::DONOR {
+            return "source".into();
+        }
         self.0.describe(donor)
     }
 }

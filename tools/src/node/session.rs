@@ -11,6 +11,7 @@ use harbour_fs::Fs;
 use harbour_image::object::PackId;
 use harbour_metad_client::{Client, Error as ClientError, v1};
 use serde_json::json;
+use tokio::sync::Notify;
 
 use super::{catalogue::Remote, views::Keeper};
 use crate::{config::Places, link::Link, stop::Stop};
@@ -18,9 +19,19 @@ use crate::{config::Places, link::Link, stop::Stop};
 /// Pause before metad is asked again after a failure.
 const RETRY: Duration = Duration::from_millis(250);
 
-/// Keeps this node's lease. Places of freed packs are dropped before they are acknowledged: metad
-/// gives their space to others only afterwards (invariant 1).
-pub async fn keep_lease(client: &Client, name: &str, remote: &Remote, fs: &Fs, stop: &Stop) {
+/// Changes that come together are asked after together.
+const GATHER: Duration = Duration::from_millis(50);
+
+/// Keeps this node's lease, and asks at once when the watch tells that something changed. Places of
+/// freed packs are dropped before they are acknowledged: metad gives their space to others only
+/// afterwards (invariant 1).
+///
+/// When the lease runs out because metad cannot be reached, freed space may be written again under
+/// this node's eyes. Places are kept all the same where digests are checked (`verify`): most are
+/// still true, metad is not there to tell new ones, and what has been written over does not pass.
+/// They are dropped when metad answers again, as it does to a node that it has to register anew.
+pub async fn keep_lease(client: &Client, name: &str, shown: &Shown, verify: bool, stop: &Stop) {
+    let (remote, fs) = (&shown.remote, &shown.fs);
     let mut lease: Option<v1::NodeLease> = None;
     let mut heard = std::time::Instant::now();
     loop {
@@ -74,16 +85,21 @@ pub async fn keep_lease(client: &Client, name: &str, remote: &Remote, fs: &Fs, s
                     tracing::debug!(%error, "registering with metad again");
                     lease = None;
                 } else if let Some(held) = &lease
+                    && !verify
                     && heard.elapsed() > Duration::from_millis(u64::from(held.lease_ms))
                 {
-                    // Freed space may be written again from now on; digests would tell, but late.
                     fs.forget_locations();
                 }
                 RETRY
             }
         };
-        if stop.within(pause).await {
-            return;
+        let changed = async {
+            shown.changed.notified().await;
+            tokio::time::sleep(GATHER).await;
+        };
+        tokio::select! {
+            stopped = stop.within(pause) => if stopped { return },
+            () = changed => {}
         }
     }
 }
@@ -104,6 +120,8 @@ pub struct Shown {
     pub link: Arc<Link>,
     /// Places.
     pub places: Places,
+    /// The watch told of a change: packs may have been freed.
+    pub changed: Notify,
 }
 
 impl Shown {
@@ -158,6 +176,7 @@ impl Shown {
         let mut watch = client.watch().await?;
         loop {
             watch.next().await?;
+            self.changed.notify_one();
             self.refresh().await?;
         }
     }

@@ -1,6 +1,8 @@
 //! One round of reads: batches by donor, cut into windows, checked as they come.
 
-use harbour_pool::transport::Read;
+use std::{sync::Arc, time::Instant};
+
+use harbour_pool::transport::{Read, TransportError};
 
 use super::{Run, Want, short};
 use crate::{source::Extent, stats::Donor};
@@ -15,7 +17,7 @@ impl Run<'_> {
         check: &dyn Fn(usize, &[u8]) -> bool,
     ) -> Vec<usize> {
         let mut failed = Vec::new();
-        let mut failures: Vec<(usize, Extent, String)> = Vec::new();
+        let mut failures: Vec<(usize, Extent, Why)> = Vec::new();
         for group in self.groups(pending, first) {
             let donor =
                 self.outside
@@ -43,20 +45,19 @@ impl Run<'_> {
             }
         }
         for (pack, extent, why) in failures {
-            if self.packs[pack].candidate() == Some(extent) {
-                self.packs[pack].next += 1;
-                let kind = self.outside.stats.donor(
-                    self.outside.pool.as_ref(),
-                    extent.donor,
-                    extent.epoch,
-                );
-                let id = short(&self.errand.packs[pack]);
-                self.note_text(&format!(
-                    "pack {id} at donor {} ({}): {why}",
-                    extent.donor, kind.kind
-                ));
-                self.packs[pack].failed.push((extent, why));
+            if !self.packs[pack].strike(&extent) {
+                continue;
             }
+            let kind = self.donor(&extent);
+            let id = short(&self.errand.packs[pack]);
+            self.note_text(&format!(
+                "pack {id} at donor {} ({}): {}",
+                extent.donor, kind.kind, why.text
+            ));
+            if why.silent {
+                self.silent.push((extent.donor, extent.epoch));
+            }
+            self.packs[pack].failed.push((extent, why));
         }
         failed.sort_unstable();
         failed
@@ -117,7 +118,7 @@ impl Run<'_> {
     /// it was the donor and not the bytes.
     fn read_window(
         &self,
-        donor: &Donor,
+        donor: &Arc<Donor>,
         group: &Group,
         window: &[usize],
         arena: &mut [u8],
@@ -137,21 +138,36 @@ impl Run<'_> {
                 bad.push((
                     want,
                     extent,
-                    Some("replica is shorter than the pack".into()),
+                    Some(Why::place("replica is shorter than the pack")),
                 ));
             } else {
                 good.push((want, extent));
             }
         }
+        // With one replica, or memory of this host, there is nothing to race and nothing to pay.
+        if !donor.local && good.iter().any(|(want, _)| self.has_alternative(*want)) {
+            let first = (donor, group.donor, group.epoch);
+            if let Some(failed) = self.race(first, &good, arena, check) {
+                *usable = failed.is_empty();
+                bad.extend(failed);
+                return bad;
+            }
+        }
+        let len = self.bytes_of(&good);
         let mut batch = self.batch(&good, arena);
-        let result = self
-            .outside
-            .pool
-            .read(group.donor, group.epoch, &mut batch, self.attempt());
+        let start = (!donor.local).then(Instant::now);
+        let result =
+            self.outside
+                .pool
+                .read(group.donor, group.epoch, &mut batch, self.attempt(len));
         drop(batch);
+        match (&result, start) {
+            (Ok(()), None) => donor.pace.cleared(),
+            (_, start) => donor.note(len, start.unwrap_or(self.started), &result),
+        }
         if let Err(error) = result {
             *usable = false;
-            let why = crate::errno::chain(&error);
+            let why = Why::of(&error);
             bad.extend(
                 good.into_iter()
                     .map(|(want, extent)| (want, extent, Some(why.clone()))),
@@ -164,11 +180,25 @@ impl Run<'_> {
             bytes += len as u64;
             if !check(want, &arena[at..at + len]) {
                 self.outside.stats.wrong.add(1);
-                bad.push((want, extent, Some("wrong bytes".into())));
+                bad.push((want, extent, Some(Why::wrong())));
             }
         }
         donor.bytes.add(bytes);
         bad
+    }
+
+    /// Whether another replica of a want's pack is known.
+    fn has_alternative(&self, want: usize) -> bool {
+        let pack = self.errand.wants[want].pack;
+        self.packs[pack].alternative().is_some()
+    }
+
+    /// Bytes of these wants together.
+    pub(super) fn bytes_of(&self, wants: &[(usize, Extent)]) -> usize {
+        wants
+            .iter()
+            .map(|(want, _)| self.errand.wants[*want].len)
+            .sum()
     }
 
     /// One read per stretch that is contiguous both in the region and in memory.
@@ -209,7 +239,39 @@ impl Run<'_> {
 }
 
 /// A want, where it failed, and why (nothing when it was not tried).
-type Failure = (usize, Extent, Option<String>);
+pub(super) type Failure = (usize, Extent, Option<Why>);
+
+/// How a replica failed.
+#[derive(Clone, Debug)]
+pub(super) struct Why {
+    pub(super) text: String,
+    /// Its donor did not answer in time: no word on the replica.
+    pub(super) silent: bool,
+}
+
+impl Why {
+    pub(super) fn of(error: &TransportError) -> Self {
+        Self {
+            text: crate::errno::chain(error),
+            silent: matches!(error, TransportError::Deadline),
+        }
+    }
+
+    pub(super) fn silent() -> Self {
+        Self::of(&TransportError::Deadline)
+    }
+
+    pub(super) fn wrong() -> Self {
+        Self::place("wrong bytes")
+    }
+
+    fn place(text: &str) -> Self {
+        Self {
+            text: text.into(),
+            silent: false,
+        }
+    }
+}
 
 struct Group {
     donor: u64,
