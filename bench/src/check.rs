@@ -7,7 +7,7 @@ use anyhow::Context as _;
 use crate::{
     command,
     ingest::HARBOUR,
-    open,
+    link, open,
     report::{Report, markdown},
     targets::{DIRS, EXT4, SQUASHFUSE, VIEW},
     verify::{UNVERIFIED, VERIFIED},
@@ -123,6 +123,13 @@ const THRESHOLDS: &[Threshold] = &[
         HARBOUR,
         Bound::AtMost(256.0),
     ),
+    of(
+        "link",
+        "read-1m",
+        link::TCP,
+        Bound::Speed(link::IPERF, 0.85),
+    ),
+    of("link", "read-4k", link::TCP, Bound::Time(link::SOCKET, 1.5)),
     of("open", "open size-1m", open::LS, Bound::AtMost(10.0)),
     of("open", "open size-5m", open::LS, Bound::AtMost(10.0)),
     of("open", "open size-130m", open::LS, Bound::AtMost(10.0)),

@@ -11,6 +11,7 @@ mod data;
 mod fio;
 mod harbour;
 mod ingest;
+mod link;
 mod machine;
 mod memory;
 mod mounts;
@@ -46,6 +47,11 @@ enum Command {
     Ingest(ingest::Options),
     /// First listing of a pooled image beside pulls of the same image
     Open(Common),
+    /// The TCP transport between two network namespaces beside iperf3 and a bare socket
+    Link(Common),
+    /// The other end of `link`
+    #[command(hide = true)]
+    FarSide,
     /// Write to this many bytes of memory and end; for the harness itself
     #[command(hide = true)]
     Touch {
@@ -113,6 +119,8 @@ fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Workloads(o) => inside(&o.common.clone(), |place| workloads::run(&o, place)),
         Command::Verify(o) => inside(&o, |place| verify::run(&o, place)),
         Command::Ingest(o) => inside(&o.common.clone(), |place| ingest::run(&o, place)),
+        Command::FarSide => link::far::run().map(|()| ExitCode::SUCCESS),
+        Command::Link(o) => inside(&o, |place| link::run(&o, place)),
         Command::Open(o) => inside(&o, |place| open::run(&o, place)),
     }
 }

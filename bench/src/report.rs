@@ -27,6 +27,8 @@ pub(crate) struct Unit(pub(crate) &'static str, pub(crate) Better);
 pub(crate) const SECONDS: Unit = Unit("s", Better::Lower);
 /// Milliseconds.
 pub(crate) const MILLIS: Unit = Unit("ms", Better::Lower);
+/// Microseconds.
+pub(crate) const MICROS: Unit = Unit("us", Better::Lower);
 /// 2^20 bytes.
 pub(crate) const MIB: Unit = Unit("MiB", Better::Lower);
 /// 10^9 bytes a second.
