@@ -383,3 +383,71 @@ fn addresses() {
     };
     assert_eq!(read(&connector, &fresh).unwrap(), [0; 4]);
 }
+
+#[test]
+fn a_way_that_is_closed_leads_to_the_next() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut config = DonorConfig::new("test", dir.path().join("donor"), 2 << 20);
+    config.huge = HugePages::Never;
+    config.listen = vec!["127.0.0.1:0".parse().unwrap()];
+    let server = DonorServer::start(config).unwrap();
+    let tcp = crate::tcp::address_of(server.listening()[0]);
+    let here = crate::host::address_of(&crate::host::id().unwrap());
+    let there = crate::host::address_of("another host");
+    let nowhere = format!("shm:{}", dir.path().join("nowhere").display());
+    let kind = |preference, addresses: &[&str]| {
+        let connector = Connector::by_address(Access::Read, Token::NONE, preference);
+        let endpoint = Endpoint {
+            donor: 1,
+            epoch: server.epoch(),
+            addresses: addresses.iter().map(|at| (*at).to_owned()).collect(),
+            keys: server.keys(),
+        };
+        read(&connector, &endpoint)?;
+        Ok::<_, TransportError>(connector.kind(1).unwrap())
+    };
+    let (shm, auto) = (server.address(), Preference::Auto);
+    let only = Preference::Only;
+    for (preference, addresses, expected) in [
+        (auto, [tcp.as_str(), &shm, &here], TransportKind::Shm),
+        (auto, [&shm, &tcp, &there], TransportKind::Tcp),
+        (auto, [&nowhere, &tcp, &here], TransportKind::Tcp),
+        (
+            only(TransportKind::Tcp),
+            [&shm, &tcp, &here],
+            TransportKind::Tcp,
+        ),
+    ] {
+        assert_eq!(
+            kind(preference, &addresses).unwrap(),
+            expected,
+            "{addresses:?}"
+        );
+    }
+    let error = kind(only(TransportKind::Verbs), &[&shm, &tcp]).unwrap_err();
+    assert!(
+        matches!(error, TransportError::Unreachable { .. }),
+        "{error:?}"
+    );
+}
+
+#[test]
+fn a_region_that_is_new_to_the_connection_takes_a_new_one() {
+    let dialer = TestDialer::new(Duration::ZERO, vec![]);
+    let connector = connector(&dialer, |_| {});
+    let knowing = |regions: &[u32]| Endpoint {
+        keys: regions
+            .iter()
+            .map(|region| RegionKey {
+                region: RegionId(*region),
+                read: Some(Token([1; 32])),
+                write: None,
+            })
+            .collect(),
+        ..endpoint(5, 1)
+    };
+    for (regions, dials) in [(&[0][..], 1), (&[0], 1), (&[0, 1], 2), (&[1], 2), (&[], 2)] {
+        read(&connector, &knowing(regions)).unwrap();
+        assert_eq!(dialer.dials(), dials, "{regions:?}");
+    }
+}

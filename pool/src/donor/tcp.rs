@@ -24,7 +24,7 @@ use nix::{
 };
 use parking_lot::Mutex;
 
-use super::{DonorError, Lending, Lent, Shared};
+use super::{DonorError, Lent, Shared};
 use crate::{
     shm::socket::timeout_until,
     tcp::frames::{Answer, Greeting, MAX_HELLO_LEN_BYTES, Purpose, Refusal},

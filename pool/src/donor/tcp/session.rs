@@ -2,28 +2,25 @@
 //! that is lent at that moment. A region that was given back is out of bounds, an epoch that is
 //! over is said to be, and neither keeps memory from going back to the host while a reader is idle.
 //!
-//! Long reads go from the pages of the region to the socket by `sendfile`, with no copy here; what
-//! a writer changes on the way arrives changed, which the reader's digests are for. Short ones are
-//! copied behind the head of their reply, and replies leave together once no further request lies
-//! here. Writes are copied through a buffer that stays in the processor's cache.
+//! Bytes are copied from the region behind the head of their reply, in steps that stay in the
+//! processor's cache, and replies leave together once no further request lies here. `sendfile` from
+//! the region's pages saves that copy and was measured at half the speed (ARCHITECTURE.md). Writes
+//! are copied through a buffer of the same kind.
 
 use std::{
     io::{self, Read as _},
     net::TcpStream,
-    os::fd::{AsFd, AsRawFd},
+    os::fd::AsRawFd,
     sync::{Arc, atomic::Ordering},
     time::{Duration, Instant},
 };
 
 use nix::{
     errno::Errno,
-    sys::{
-        sendfile::sendfile64,
-        socket::{MsgFlags, send},
-    },
+    sys::socket::{MsgFlags, send},
 };
 
-use super::{Lending, Lent, Shared};
+use super::{Lent, Shared};
 use crate::tcp::frames::{
     Answer, Grant, Purpose, Refusal,
     data::{Outcome, REPLY_LEN_BYTES, REQUEST_LEN_BYTES, Reply, Request, Way},
@@ -31,12 +28,8 @@ use crate::tcp::frames::{
 
 /// Bytes of requests that are read at one time.
 const INPUT_BYTES: usize = 256 << 10;
-/// Reads up to this length are copied, longer ones sent from the region's pages.
-const COPIED_BYTES: usize = 32 << 10;
 /// Replies are sent at the latest when so many bytes of them lie here.
-const OUTPUT_BYTES: usize = 64 << 10;
-/// Bytes given to the socket in one call, so that a peer that takes little is noticed.
-const STEP_BYTES: usize = 256 << 10;
+const OUTPUT_BYTES: usize = 256 << 10;
 /// A blocked call comes back after so long at the latest, to look at the time.
 const TICK: Duration = Duration::from_secs(1);
 /// The same where only the end of a connection is waited for.
@@ -53,7 +46,10 @@ pub(super) struct Session<'a> {
     input: Vec<u8>,
     /// Where in `input` the bytes are that were received and not looked at.
     at: std::ops::Range<usize>,
+    /// Of [`OUTPUT_BYTES`]; what was sent stays in it, so that nothing is zeroed twice.
     output: Vec<u8>,
+    /// How much of `output` is to be sent.
+    filled: usize,
 }
 
 impl<'a> Session<'a> {
@@ -78,7 +74,9 @@ impl<'a> Session<'a> {
             next: 1,
             input: Vec::new(),
             at: 0..0,
-            output: Vec::new(),
+            // Zeroed memory that is not touched until it is used costs none.
+            output: vec![0; OUTPUT_BYTES],
+            filled: 0,
         };
         match purpose {
             Purpose::Data => session.serve(),
@@ -88,7 +86,6 @@ impl<'a> Session<'a> {
 
     fn serve(&mut self) -> io::Result<()> {
         self.welcome(Vec::new())?;
-        // Zeroed memory that is not touched until bytes come costs none.
         self.input = vec![0; INPUT_BYTES];
         while let Some(head) = self.request()? {
             let request = Request::parse(&head).map_err(io::Error::other)?;
@@ -151,7 +148,7 @@ impl<'a> Session<'a> {
     }
 
     fn answer(&mut self, answer: &Answer) -> io::Result<()> {
-        self.output.extend(answer.encode());
+        self.put(&answer.encode());
         self.flush(false, Instant::now() + self.shared.config.tcp.stall_timeout)
     }
 
@@ -233,47 +230,18 @@ impl<'a> Session<'a> {
         };
         let len = request.len as usize;
         self.reply(request.id, Outcome::Data(request.len), deadline)?;
-        if len > COPIED_BYTES && !region.info.huge_pages {
-            self.flush(true, deadline)?;
-            return self.send_pages(region, request.offset, len, deadline);
-        }
         let mut offset = request.offset;
         let mut left = len;
         while left > 0 {
-            let step = left.min(OUTPUT_BYTES);
-            let from = self.output.len();
-            self.output.resize(from + step, 0);
-            let into = self.output.get_mut(from..).unwrap_or_default();
+            let step = left.min(OUTPUT_BYTES - self.filled);
+            let into = self.filled..self.filled + step;
+            let into = self.output.get_mut(into).unwrap_or_default();
             region.memory.read_at(into, offset)?;
+            self.filled += step;
             offset += step as u64;
             left -= step;
-            if self.output.len() >= OUTPUT_BYTES {
+            if self.filled == OUTPUT_BYTES {
                 self.flush(left > 0, deadline)?;
-            }
-        }
-        Ok(())
-    }
-
-    /// Sends from the pages of a region.
-    fn send_pages(
-        &mut self,
-        region: &Lending,
-        offset: u64,
-        len: usize,
-        deadline: Instant,
-    ) -> io::Result<()> {
-        let mut offset = i64::try_from(offset).map_err(io::Error::other)?;
-        let mut left = len;
-        while left > 0 {
-            let step = left.min(STEP_BYTES);
-            match sendfile64(&self.stream, region.memory.as_fd(), Some(&mut offset), step) {
-                Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
-                Ok(sent) => left -= sent,
-                Err(Errno::EINTR | Errno::EAGAIN) => {}
-                Err(error) => return Err(error.into()),
-            }
-            if left > 0 && Instant::now() > deadline {
-                return Err(io::ErrorKind::TimedOut.into());
             }
         }
         Ok(())
@@ -317,11 +285,20 @@ impl<'a> Session<'a> {
     }
 
     fn reply(&mut self, id: u64, outcome: Outcome, deadline: Instant) -> io::Result<()> {
-        self.output.extend(Reply { id, outcome }.encode());
-        if self.output.len() >= OUTPUT_BYTES - REPLY_LEN_BYTES {
-            self.flush(false, deadline)?;
+        if self.filled + REPLY_LEN_BYTES > OUTPUT_BYTES {
+            self.flush(true, deadline)?;
         }
+        self.put(&Reply { id, outcome }.encode());
         Ok(())
+    }
+
+    /// Puts bytes for which there is room into the output.
+    fn put(&mut self, bytes: &[u8]) {
+        let to = self.filled..self.filled + bytes.len();
+        if let Some(to) = self.output.get_mut(to) {
+            to.copy_from_slice(bytes);
+            self.filled += bytes.len();
+        }
     }
 
     /// Sends what lies in the output; `more` follows at once.
@@ -331,17 +308,18 @@ impl<'a> Session<'a> {
             flags |= MsgFlags::from_bits_retain(nix::libc::MSG_MORE);
         }
         let mut sent = 0;
-        while let Some(rest) = self.output.get(sent..).filter(|rest| !rest.is_empty()) {
+        while sent < self.filled {
+            let rest = self.output.get(sent..self.filled).unwrap_or_default();
             match send(self.stream.as_raw_fd(), rest, flags) {
                 Ok(some) => sent += some,
                 Err(Errno::EINTR | Errno::EAGAIN) => {}
                 Err(error) => return Err(error.into()),
             }
-            if sent < self.output.len() && Instant::now() > deadline {
+            if sent < self.filled && Instant::now() > deadline {
                 return Err(io::ErrorKind::TimedOut.into());
             }
         }
-        self.output.clear();
+        self.filled = 0;
         Ok(())
     }
 }
