@@ -163,7 +163,6 @@ pub(crate) struct Lending {
     /// Huge pages in this process's address space, once somebody on another host writes there: they
     /// cannot be written through their file.
     mapping: OnceLock<Option<Mapping>>,
-    /// What RDMA devices know of it, until it is taken back.
     pub(crate) devices: Registered,
 }
 
