@@ -273,7 +273,7 @@ fn a_donor_dies_and_another_joins_and_all_is_whole_and_even() {
         Ok((done && farthest(&cluster) <= 20).then_some(()))
     })
     .unwrap_or_else(|e| panic!("{e:#}: {:?}\n{}", live(&cluster), cluster.logs()));
-    println!("even {:?} after a donor joined", joined.elapsed());
+    eprintln!("even {:?} after a donor joined", joined.elapsed());
     wait_whole(&cluster);
     books_balance(&cluster);
     assert!(reader.end() > 0);
