@@ -244,10 +244,6 @@ fn donors_that_lie_are_refused() {
             ..good.clone()
         },
         v1::Donor {
-            regions: Vec::new(),
-            ..good.clone()
-        },
-        v1::Donor {
             regions: vec![region(1, 4095)],
             ..good.clone()
         },
