@@ -28,8 +28,6 @@ use crate::{
 
 mod net;
 
-pub use net::Shape;
-
 /// Until the keel stands.
 const KEEL_LIMIT: Duration = Duration::from_secs(10);
 /// One command on a host.

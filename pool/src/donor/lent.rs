@@ -165,7 +165,7 @@ pub fn region_lens(lend_bytes: u64) -> Vec<u64> {
             .unwrap_or(usize::MAX)
             .min(MAX_REGIONS)
     ];
-    if all % unit > 0 {
+    if !all.is_multiple_of(unit) {
         lens.push(all % unit);
     }
     lens

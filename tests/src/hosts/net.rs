@@ -5,17 +5,6 @@ use anyhow::Result;
 use super::{COMMAND_LIMIT, Hosts};
 use crate::shell;
 
-/// What a host's cable does to packets, both ways.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Shape {
-    /// Milliseconds later, each way.
-    pub delay_ms: u32,
-    /// Lost packets of a thousand.
-    pub loss_permille: u32,
-    /// Mbit a second; 0 for as fast as it goes.
-    pub rate_mbit: u32,
-}
-
 impl Hosts {
     /// A bridge, and from it a cable to a namespace for each host.
     pub(super) fn lay_cables(&self) -> Result<()> {
@@ -43,27 +32,17 @@ impl Hosts {
         self.keel_script(&format!("ip link set p{host} {state}\n"))
     }
 
-    /// Changes what a host's cable does to packets.
-    pub fn shape(&self, host: usize, shape: Shape) -> Result<()> {
-        let Shape {
-            delay_ms,
-            loss_permille,
-            rate_mbit,
-        } = shape;
-        let percent = f64::from(loss_permille) / 10.0;
-        let rate = if rate_mbit == 0 {
-            String::new()
-        } else {
-            format!("rate {rate_mbit}mbit")
-        };
-        let netem = format!("root netem limit 20000 delay {delay_ms}ms loss {percent}% {rate}");
+    /// Makes a host's cable slow: so many Mbit a second, both ways. A token bucket, which kernels have
+    /// that were built without delay and loss (netem).
+    pub fn slow_down(&self, host: usize, rate_mbit: u32) -> Result<()> {
+        let bucket = format!("root tbf rate {rate_mbit}mbit burst 64kb latency 50ms");
         self.keel_script(&format!(
-            "tc qdisc replace dev p{host} {netem}\nip netns exec h{host} tc qdisc replace dev eth0 {netem}\n"
+            "tc qdisc replace dev p{host} {bucket}\nip netns exec h{host} tc qdisc replace dev eth0 {bucket}\n"
         ))
     }
 
-    /// Takes every shape off a host's cable.
-    pub fn unshape(&self, host: usize) -> Result<()> {
+    /// Makes a host's cable as fast as it was.
+    pub fn speed_up(&self, host: usize) -> Result<()> {
         self.keel_script(&format!(
             "tc qdisc del dev p{host} root 2>/dev/null || true\n\
              ip netns exec h{host} tc qdisc del dev eth0 root 2>/dev/null || true\n"

@@ -235,7 +235,7 @@ fn giving_back() -> Finding {
         finding(
             "giving back",
             Grade::Weak,
-            "lent memory is in 4 KiB pages: a donor that has to gives it back at some 4 GiB a second",
+            "lent memory is in 4 KiB pages: a donor that has to gives it back at 1 to 4 GiB a second",
             format!("echo within_size > {path}, before the donor starts"),
         )
     }

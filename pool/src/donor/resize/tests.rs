@@ -214,3 +214,62 @@ fn locked_memory_is_taken_at_once_and_given_back_all_the_same() {
     server.retire(&[RegionId(0)]);
     assert_eq!(held(), 0);
 }
+
+/// Everything goes back while a reader maps and reads it. How long that takes is printed, and bound
+/// only loosely here: the kernel's page size decides (`HARBOUR_GIVE_BACK_MIB` for more than 256).
+#[test]
+fn everything_goes_back_while_a_reader_reads() {
+    let asked = std::env::var("HARBOUR_GIVE_BACK_MIB").ok();
+    let mib: u64 = asked.map_or(256, |mib| mib.parse().unwrap());
+    let dir = tempfile::tempdir().unwrap();
+    let server = start(&DonorConfig {
+        regions: crate::donor::region_lens(mib * MIB),
+        ..config(&dir)
+    })
+    .unwrap();
+    let (reader, soon) = (connect(&server).unwrap(), Duration::from_secs(60));
+    let step = vec![7; 2 << 20];
+    for info in reader.regions() {
+        let mut into = step.clone();
+        for offset in (0..info.len).step_by(step.len()) {
+            let (region, deadline) = (info.id, Instant::now() + soon);
+            let write = Write {
+                region,
+                offset,
+                from: &step,
+            };
+            reader.write(&[write], deadline).unwrap();
+            let into = &mut into;
+            let read = crate::transport::Read {
+                region,
+                offset,
+                into,
+            };
+            reader.read(&mut [read], deadline).unwrap();
+        }
+    }
+    assert_eq!(
+        server.held().iter().map(|(_, held)| held).sum::<u64>(),
+        mib * MIB
+    );
+    let all: Vec<_> = server.regions().iter().map(|info| info.id).collect();
+    let (began, over) = (Instant::now(), AtomicBool::new(false));
+    let took = thread::scope(|scope| {
+        scope.spawn(|| {
+            while !over.load(Ordering::Relaxed) {
+                for id in &all {
+                    match reads(&reader, id.0) {
+                        Ok(byte) => assert!(byte == 0 || byte == 7, "{byte}"),
+                        Err(error) => assert!(matches!(error, TransportError::OutOfBounds { .. })),
+                    }
+                }
+            }
+        });
+        server.retire(&all);
+        let took = began.elapsed();
+        over.store(true, Ordering::Relaxed);
+        took
+    });
+    eprintln!("gave {mib} MiB back in {took:?}");
+    assert!(took < Duration::from_secs(10), "{took:?}");
+}
