@@ -184,7 +184,9 @@ mod tests {
         let wait = Arc::new(Mutex::new(wait));
         for _ in 0..2 {
             let wait = Arc::clone(&wait);
-            assert!(slow.offer(move || drop(wait.lock().recv_timeout(Duration::from_secs(20)))));
+            assert!(slow.offer(move || {
+                let _ = wait.lock().recv_timeout(Duration::from_secs(20));
+            }));
         }
         assert!(!slow.offer(|| panic!("there is no thread for this")));
         drop(release);
