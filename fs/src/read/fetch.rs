@@ -35,7 +35,7 @@ use crate::{
 /// frozen must not cost a reader more while anything else can be tried.
 const ATTEMPT_MAX: Duration = Duration::from_secs(1);
 /// On top of that, a batch has the time that it takes at this pace, in bytes a second.
-const ATTEMPT_FLOOR: u64 = 2 << 20;
+const ATTEMPT_FLOOR: u64 = 4 << 20;
 /// Longest wait once nothing else is left.
 const LAST_MAX: Duration = Duration::from_secs(5);
 /// Replicas of one pack that are tried on one rung.
@@ -115,7 +115,8 @@ impl Pack {
 
     /// What to try beside the candidate.
     fn alternative(&self) -> Option<Extent> {
-        self.open().nth(1)
+        // One of a donor that was set aside is better than none: it may have come to.
+        self.open().nth(1).or_else(|| self.spare.first().copied())
     }
 
     /// Takes a replica that failed out of those to try; whether it was one.
@@ -133,6 +134,8 @@ struct Run<'a> {
     packs: Vec<Pack>,
     /// Donors and epochs that did not answer in time.
     silent: Vec<(u64, u64)>,
+    /// How donors stood when this errand first asked.
+    standings: Vec<((u64, u64), Standing)>,
     started: Instant,
     tried: String,
 }
@@ -155,6 +158,7 @@ impl Outside {
             budget: Budget::current(),
             packs: Vec::with_capacity(errand.packs.len()),
             silent: Vec::new(),
+            standings: Vec::new(),
             started: Instant::now(),
             tried: String::new(),
         };
@@ -220,21 +224,9 @@ impl Run<'_> {
     }
 
     /// Replicas by whom to ask first, and those whose donors do not answer.
-    fn order(&self, replicas: Arc<[Extent]>) -> (Arc<[Extent]>, Vec<Extent>) {
-        let now = Instant::now();
-        let asked = |extent: &Extent| {
-            let donor = self.donor(extent);
-            let silent = self.silent.contains(&(extent.donor, extent.epoch));
-            // A donor is looked at once for each pack: that may make this read its probe.
-            let standing = if silent {
-                Standing::Aside
-            } else {
-                donor.pace.standing(now)
-            };
-            (standing, donor)
-        };
+    fn order(&mut self, replicas: Arc<[Extent]>) -> (Arc<[Extent]>, Vec<Extent>) {
         if let [only] = &*replicas {
-            return match asked(only).0 {
+            return match self.standing(only).0 {
                 Standing::Aside => (Arc::new([]), vec![*only]),
                 Standing::Good | Standing::Late => (replicas, Vec::new()),
             };
@@ -243,7 +235,7 @@ impl Run<'_> {
         let mut good = Vec::with_capacity(replicas.len());
         let mut spare = Vec::new();
         for (place, extent) in replicas.iter().enumerate() {
-            let (standing, donor) = asked(extent);
+            let (standing, donor) = self.standing(extent);
             if standing == Standing::Aside {
                 spare.push(*extent);
                 continue;
@@ -257,6 +249,45 @@ impl Run<'_> {
             .take(REPLICAS_MAX)
             .map(|(_, extent)| extent);
         (good.collect(), spare)
+    }
+
+    /// How an extent's donor stands: asked once, as the answer may make this read its probe.
+    fn standing(&mut self, extent: &Extent) -> (Standing, Arc<Donor>) {
+        let key = (extent.donor, extent.epoch);
+        let donor = self.donor(extent);
+        if self.silent.contains(&key) {
+            return (Standing::Aside, donor);
+        }
+        let known = self.standings.iter().find(|(donor, _)| *donor == key);
+        let standing = match known {
+            Some((_, standing)) => *standing,
+            None => {
+                let standing = donor.pace.standing(Instant::now());
+                self.standings.push((key, standing));
+                standing
+            }
+        };
+        (standing, donor)
+    }
+
+    /// Takes the replicas of a donor that did not answer out of what is tried next.
+    fn pass_over(&mut self, key: (u64, u64)) {
+        if self.silent.contains(&key) {
+            return;
+        }
+        self.silent.push(key);
+        for pack in &mut self.packs {
+            let of_donor: Vec<Extent> = pack
+                .open()
+                .filter(|extent| (extent.donor, extent.epoch) == key)
+                .collect();
+            for extent in of_donor {
+                pack.strike(&extent);
+                if pack.rung != Rung::Last {
+                    pack.spare.push(extent);
+                }
+            }
+        }
     }
 
     /// The record of an extent's donor.

@@ -44,8 +44,11 @@ impl Run<'_> {
                 }
             }
         }
+        let mut silent: Vec<(u64, u64)> = Vec::new();
         for (pack, extent, why) in failures {
-            if !self.packs[pack].strike(&extent) {
+            if why.silent {
+                silent.push((extent.donor, extent.epoch));
+            } else if !self.packs[pack].strike(&extent) {
                 continue;
             }
             let kind = self.donor(&extent);
@@ -54,12 +57,14 @@ impl Run<'_> {
                 "pack {id} at donor {} ({}): {}",
                 extent.donor, kind.kind, why.text
             ));
-            if why.silent {
-                self.silent.push((extent.donor, extent.epoch));
-            }
             self.packs[pack].failed.push((extent, why));
         }
+        for donor in silent {
+            self.pass_over(donor);
+        }
+        // One that was raced failed twice.
         failed.sort_unstable();
+        failed.dedup();
         failed
     }
 
