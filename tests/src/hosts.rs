@@ -119,7 +119,27 @@ impl Hosts {
             }
         }
         hosts.lay_cables()?;
+        hosts.certify()?;
         Ok(hosts)
+    }
+
+    /// An authority of this cluster's own, and each host's certificate from it.
+    fn certify(&self) -> Result<()> {
+        let certs = |args: &[&str]| -> Result<()> {
+            let mut command = Command::new(binary());
+            command.arg("certs").args(args);
+            command.arg("--dir").arg(self.authority());
+            shell::run(&mut command, COMMAND_LIMIT)?.ok().map(drop)
+        };
+        certs(&["init"])?;
+        (0..self.count).try_for_each(|host| {
+            let address = self.address(host).to_string();
+            certs(&["issue", &format!("h{host}"), "--san", &address])
+        })
+    }
+
+    fn authority(&self) -> PathBuf {
+        self.dir.path().join("ca")
     }
 
     /// How many there are.
@@ -185,7 +205,10 @@ impl Hosts {
             command.arg(format!("--{name}-dir")).arg(dir.join(name));
         }
         command.arg("--mount").arg(dir.join("mnt"));
-        command.args(["--metad", &format!("http://{}", self.metad())]);
+        command
+            .arg("--tls-dir")
+            .arg(self.authority().join(format!("hosts/h{host}")));
+        command.args(["--metad", &format!("https://{}", self.metad())]);
         command.args(["--transport", "tcp"]).args(args);
         command
     }
