@@ -67,8 +67,15 @@ fn over_tcp(listen: &str) {
     .unwrap();
     assert_eq!(donors[0]["transport"], "tcp");
     assert!(!donors.to_string().contains("token"), "{donors}");
-    let moved = &cluster.json("status").unwrap()["node"]["counters"]["pool_bytes"];
-    assert!(moved["tcp"].as_u64().unwrap() >= 13 << 20, "{moved}");
+    // The node's page may be half a second old.
+    let limit = std::time::Duration::from_secs(5);
+    let moved = shell::until("the node counts what it read", limit, || {
+        let status = cluster.json("status")?;
+        let moved = status["node"]["counters"]["pool_bytes"].clone();
+        let enough = moved["tcp"].as_u64() >= Some(13 << 20);
+        Ok(enough.then_some(moved))
+    })
+    .unwrap();
     assert!(moved["shm"].is_null(), "{moved}");
     let file = rootfs.join("usr/long-1001");
     let why = cluster
