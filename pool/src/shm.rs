@@ -308,8 +308,13 @@ impl Mapped {
                 Err(outside(id, at, from.len()))
             };
         }
+        let start = at as u64;
+        self.memory.prepare(
+            &self.mapping,
+            start..start.saturating_add(from.len() as u64),
+        );
         self.memory
-            .write_at(from, at as u64)
+            .write_at(from, start)
             .map_err(|source| unreachable(address, source))
     }
 }

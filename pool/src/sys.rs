@@ -20,16 +20,21 @@ use std::{
     ffi::c_void,
     io::{self, IoSliceMut},
     num::NonZeroUsize,
+    ops::Range,
     os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd},
     ptr::{self, NonNull},
 };
 
-use nix::sys::{
-    mman::{MapFlags, MmapAdvise, ProtFlags, madvise, mlock, mmap, munmap},
-    socket::{ControlMessageOwned, MsgFlags, recvmsg},
+use nix::{
+    errno::Errno,
+    libc,
+    sys::{
+        mman::{MapFlags, MmapAdvise, ProtFlags, madvise, mlock, mmap, mmap_anonymous, munmap},
+        socket::{ControlMessageOwned, MsgFlags, recvmsg},
+    },
 };
 
-use crate::memory::Memory;
+use crate::memory::{Memory, REGION_ALIGN_BYTES};
 
 pub(crate) mod verbs;
 
@@ -61,10 +66,13 @@ impl Mapping {
         let len = len.ok_or_else(|| io::Error::from(io::ErrorKind::InvalidInput))?;
         let mut protection = ProtFlags::PROT_READ;
         protection.set(ProtFlags::PROT_WRITE, writable);
-        // SAFETY: the kernel chooses the address, so nothing of ours is mapped over. `Memory` is
-        // sealed against shrinking and is no shorter than `len`, so no page of the mapping lies
-        // behind the end of the file for as long as it stands.
-        let base = unsafe { mmap(None, len, protection, MapFlags::MAP_SHARED, memory, 0) }?;
+        let room = Room::new(len)?;
+        let flags = MapFlags::MAP_SHARED | MapFlags::MAP_FIXED;
+        // SAFETY: what is mapped over is `room`, which is ours, at least this long, and holds
+        // nothing. `Memory` is sealed against shrinking and is no shorter than `len`, so no page of
+        // the mapping lies behind the end of the file for as long as it stands.
+        let base = unsafe { mmap(Some(room.start), len, protection, flags, memory, 0) }?;
+        room.keep(len);
         let mapping = Self {
             base,
             len: len.get(),
@@ -128,6 +136,21 @@ impl Mapping {
         Ok(())
     }
 
+    /// Has the kernel put the pages of `range` that are there into pages of 2 MiB, one for each
+    /// aligned 2 MiB of it that has at least one (`MADV_COLLAPSE`, Linux 6.1: at once, and whatever
+    /// `transparent_hugepage/shmem_enabled` says, unless it says "deny"). What the memory holds does
+    /// not change, whoever else reads or writes it meanwhile. The error says that some could not.
+    pub(crate) fn gather(&self, range: Range<usize>) -> io::Result<()> {
+        let invalid = || io::Error::from(io::ErrorKind::InvalidInput);
+        let len = range.end.checked_sub(range.start).ok_or_else(invalid)?;
+        let start = self.at(range.start, len).ok_or_else(invalid)?;
+        // SAFETY: `at` checked that the range lies inside of a live mapping; which pages hold the
+        // bytes is nothing that a program can see.
+        let done = unsafe { libc::madvise(start.as_ptr().cast(), len, libc::MADV_COLLAPSE) };
+        Errno::result(done)?;
+        Ok(())
+    }
+
     fn advise(&self, advice: MmapAdvise) -> nix::Result<()> {
         // SAFETY: base and length are those of a live mapping, and none of the advice used here
         // changes what the memory holds.
@@ -141,6 +164,62 @@ impl Drop for Mapping {
         // into the mapping outlives a call.
         if let Err(error) = unsafe { munmap(self.base, self.len) } {
             tracing::error!(%error, len = self.len, "a region could not be unmapped");
+        }
+    }
+}
+
+/// Addresses that nothing uses yet, of which a mapping takes some. They begin at a multiple of 2 MiB:
+/// only there can one entry of the page table stand for a page of 2 MiB, and by itself the kernel
+/// aligns no memfd so.
+struct Room {
+    /// All that was reserved.
+    base: NonNull<c_void>,
+    len: usize,
+    start: NonZeroUsize,
+}
+
+impl Room {
+    fn new(len: NonZeroUsize) -> io::Result<Self> {
+        let align = REGION_ALIGN_BYTES as usize;
+        let whole = len.checked_add(align).ok_or(io::ErrorKind::InvalidInput)?;
+        let flags = MapFlags::MAP_PRIVATE | MapFlags::MAP_NORESERVE;
+        // SAFETY: the kernel chooses the address, so nothing of ours is mapped over.
+        let base = unsafe { mmap_anonymous(None, whole, ProtFlags::PROT_NONE, flags) }?;
+        let start = base.addr().get().next_multiple_of(align);
+        let start = NonZeroUsize::new(start).ok_or(io::ErrorKind::InvalidInput)?;
+        Ok(Self {
+            base,
+            len: whole.get(),
+            start,
+        })
+    }
+
+    /// Gives back what lies around the `len` bytes that were taken.
+    fn keep(self, len: NonZeroUsize) {
+        let before = self.start.get() - self.base.addr().get();
+        let after = self.len - before - len.get();
+        // SAFETY: `before + len` is at most `self.len`, so this is inside what was reserved or one
+        // past its end.
+        let end = unsafe { self.base.byte_add(before + len.get()) };
+        for (from, len) in [(self.base, before), (end, after)] {
+            if len == 0 {
+                continue;
+            }
+            // SAFETY: these addresses were reserved by `new`, the mapping that was put among them
+            // does not reach here, and nobody knows of them.
+            if let Err(error) = unsafe { munmap(from, len) } {
+                tracing::debug!(%error, len, "addresses around a region stay reserved");
+            }
+        }
+        std::mem::forget(self);
+    }
+}
+
+impl Drop for Room {
+    fn drop(&mut self) {
+        // SAFETY: base and length are what was reserved, and nothing was put there.
+        if let Err(error) = unsafe { munmap(self.base, self.len) } {
+            tracing::debug!(%error, len = self.len, "addresses stay reserved");
         }
     }
 }

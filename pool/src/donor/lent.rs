@@ -43,8 +43,8 @@ pub(crate) struct Lending {
     pub(super) read_only: OwnedFd,
     /// What opens it for readers on other hosts.
     pub(super) key: RegionKey,
-    /// Huge pages in this process's address space, once somebody on another host writes there: they
-    /// cannot be written through their file.
+    /// In this process's address space, once somebody on another host writes there: huge pages
+    /// cannot be written through their file, and others are made huge by their mapping.
     mapping: OnceLock<Option<Mapping>>,
     /// What RDMA devices know of it, until it is taken back.
     pub(crate) devices: Registered,
@@ -95,15 +95,19 @@ impl Lending {
 
     /// Writes for a reader on another host.
     pub(super) fn write_at(&self, from: &[u8], offset: u64) -> io::Result<()> {
-        if !self.memory.huge_pages() {
-            return self.memory.write_at(from, offset);
-        }
         let mapping = self.mapping.get_or_init(|| {
             let mapping = Mapping::new(&self.memory, true);
             mapping
                 .inspect_err(|error| tracing::error!(%error, "a region cannot be mapped"))
                 .ok()
         });
+        if !self.memory.huge_pages() {
+            if let Some(mapping) = mapping {
+                let end = offset.saturating_add(from.len() as u64);
+                self.memory.prepare(mapping, offset..end);
+            }
+            return self.memory.write_at(from, offset);
+        }
         let at = usize::try_from(offset).unwrap_or(usize::MAX);
         match mapping {
             Some(mapping) if mapping.copy_in(at, from) => Ok(()),

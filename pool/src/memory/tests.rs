@@ -200,3 +200,74 @@ fn a_mapping_sees_what_the_file_is_given() {
         assert_eq!(into, [round; 5000]);
     }
 }
+
+/// KiB of this memory's mappings in this process that are pages of 2 MiB, after the kernel's
+/// own account.
+fn huge_kib(memory: &Memory) -> u64 {
+    let inode = format!(" {} ", memory.file.metadata().unwrap().ino());
+    let maps = std::fs::read_to_string("/proc/self/smaps").unwrap();
+    let (mut ours, mut sum) = (false, 0);
+    for line in maps.lines() {
+        if line.contains("/memfd:") || line.contains("-xp ") {
+            ours = line.contains(&inode);
+        }
+        if let Some(kib) = line.strip_prefix("ShmemPmdMapped:").filter(|_| ours) {
+            let kib = kib.trim().trim_end_matches(" kB");
+            sum += kib.parse::<u64>().unwrap();
+        }
+    }
+    sum
+}
+
+/// Whether this kernel gathers pages when it is asked to.
+fn kernel_gathers() -> bool {
+    let release = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap();
+    let mut numbers = release
+        .split(['.', '-'])
+        .map(|part| part.parse::<u32>().unwrap_or(0));
+    let version = (numbers.next().unwrap(), numbers.next().unwrap());
+    let setting = std::fs::read_to_string("/sys/kernel/mm/transparent_hugepage/shmem_enabled");
+    version >= (6, 1) && setting.is_ok_and(|setting| !setting.contains("[deny]"))
+}
+
+#[test]
+fn what_is_about_to_be_written_gets_huge_pages_and_keeps_its_bytes() {
+    let memory = ordinary(32 * MIB);
+    let mapping = Mapping::new(&memory, true).unwrap();
+    // Pages that another process wrote before.
+    for page in [0, 3, 511, 512, 2047] {
+        memory
+            .write_at(&[page as u8 | 1; 4096], page * 4096)
+            .unwrap();
+    }
+    memory.prepare(&mapping, 5 * MIB..5 * MIB);
+    assert_eq!(huge_kib(&memory), 0, "nothing was asked for");
+    memory.prepare(&mapping, 5 * MIB..5 * MIB + 1);
+    let huge = if kernel_gathers() { 8192 } else { 0 };
+    assert_eq!(huge_kib(&memory), huge, "the 8 MiB around it");
+    let mut page = [0; 4096];
+    for at in 0..2048 {
+        let written = [0, 3, 511, 512, 2047].contains(&at);
+        let byte = if written { at as u8 | 1 } else { 0 };
+        assert!(mapping.copy_out(at * 4096, &mut page));
+        assert_eq!(page, [byte; 4096], "page {at}");
+    }
+    memory.prepare(&mapping, 7 * MIB..32 * MIB);
+    assert_eq!(huge_kib(&memory), huge * 4);
+    memory.discard(0..32 * MIB).unwrap();
+    assert_eq!(memory.held(), 0);
+    assert!(mapping.copy_out(0, &mut page));
+    assert_eq!(page, [0; 4096], "gone, also for who maps it");
+}
+
+#[test]
+fn a_refused_request_changes_nothing() {
+    let memory = ordinary(4 * MIB);
+    let mapping = Mapping::new(&memory, false).unwrap();
+    assert!(
+        mapping.gather(0..2 << 20).is_err(),
+        "there is no page to gather"
+    );
+    assert!(mapping.gather(2 << 20..6 << 20).is_err(), "outside");
+    assert_eq!(memory.held(), 0);
+}

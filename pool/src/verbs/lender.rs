@@ -172,6 +172,8 @@ impl Lender {
                 return Registered::default();
             }
         };
+        // Registering takes every page from the host, and pages that a device knows stay as they are.
+        memory.prepare(&mapping, 0..memory.len());
         let mut registered = Vec::with_capacity(self.doors.len());
         for door in &self.doors {
             let with =
