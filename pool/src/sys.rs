@@ -118,6 +118,41 @@ impl Mapping {
         true
     }
 
+    /// Sends up to `len` bytes from `offset` over a socket, with `head` in front: the kernel copies
+    /// them from the mapping to its own buffers, so no copy is made on the way. Bytes that others
+    /// write meanwhile arrive old or new. Returns how many bytes of both were taken.
+    pub(crate) fn send(
+        &self,
+        socket: BorrowedFd<'_>,
+        head: &[u8],
+        offset: usize,
+        len: usize,
+        flags: MsgFlags,
+    ) -> io::Result<usize> {
+        let from = self
+            .at(offset, len)
+            .ok_or(io::Error::from(io::ErrorKind::InvalidInput))?;
+        let mut parts = [
+            libc::iovec {
+                iov_base: head.as_ptr().cast_mut().cast(),
+                iov_len: head.len(),
+            },
+            libc::iovec {
+                iov_base: from.as_ptr().cast(),
+                iov_len: len,
+            },
+        ];
+        // SAFETY: a message header of zeros is one without name, parts, and control data.
+        let mut message: libc::msghdr = unsafe { std::mem::zeroed() };
+        message.msg_iov = parts.as_mut_ptr();
+        message.msg_iovlen = parts.len() as _;
+        // SAFETY: the kernel only reads what the header describes: `parts`, which outlives the call,
+        // and of these `head`, which is the caller's, and `from..+len`, which `at` checked to lie
+        // in a live mapping. A page that cannot be had makes the call fail.
+        let sent = unsafe { libc::sendmsg(socket.as_raw_fd(), &message, flags.bits()) };
+        Ok(Errno::result(sent)?.unsigned_abs())
+    }
+
     /// The address of `offset` when `len` bytes from there lie inside.
     fn at(&self, offset: usize, len: usize) -> Option<NonNull<u8>> {
         if offset.checked_add(len)? > self.len {

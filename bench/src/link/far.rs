@@ -30,6 +30,8 @@ pub(crate) fn run() -> anyhow::Result<()> {
     let dir = tempfile::tempdir()?;
     let mut config = DonorConfig::new("far", dir.path().join("donor"), LENT_BYTES);
     config.huge = HugePages::Never;
+    // One region, so that an offset alone says where a byte is.
+    config.regions = vec![LENT_BYTES];
     config.listen = vec![SocketAddr::new(FAR, 0)];
     let donor = DonorServer::start(config)?;
     let echo = TcpListener::bind(SocketAddr::new(FAR, 0))?;

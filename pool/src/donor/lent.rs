@@ -43,8 +43,7 @@ pub(crate) struct Lending {
     pub(super) read_only: OwnedFd,
     /// What opens it for readers on other hosts.
     pub(super) key: RegionKey,
-    /// In this process's address space, once somebody on another host writes there: huge pages
-    /// cannot be written through their file, and others are made huge by their mapping.
+    /// In this process's address space, once somebody on another host reads or writes there.
     mapping: OnceLock<Option<Mapping>>,
     /// What RDMA devices know of it, until it is taken back.
     pub(crate) devices: Registered,
@@ -93,14 +92,20 @@ impl Lending {
         })
     }
 
-    /// Writes for a reader on another host.
-    pub(super) fn write_at(&self, from: &[u8], offset: u64) -> io::Result<()> {
+    /// Its mapping in this process; `None` when it cannot be mapped.
+    pub(super) fn mapping(&self) -> Option<&Mapping> {
         let mapping = self.mapping.get_or_init(|| {
             let mapping = Mapping::new(&self.memory, true);
             mapping
                 .inspect_err(|error| tracing::error!(%error, "a region cannot be mapped"))
                 .ok()
         });
+        mapping.as_ref()
+    }
+
+    /// Writes for a reader on another host.
+    pub(super) fn write_at(&self, from: &[u8], offset: u64) -> io::Result<()> {
+        let mapping = self.mapping();
         if !self.memory.huge_pages() {
             if let Some(mapping) = mapping {
                 let end = offset.saturating_add(from.len() as u64);

@@ -106,8 +106,12 @@ impl Link {
                 out.clear();
                 sent = 0;
             }
-            progress.wait(&self.stream, !out.is_empty())?;
-            inbox.take(&self.stream, into, &mut progress)?;
+            if !inbox.take(&self.stream, into, &mut progress)? {
+                progress.wait(&self.stream, !out.is_empty())?;
+            } else if Instant::now() > deadline {
+                // Bytes that trickle in never make it wait.
+                return Err(Fault::Deadline);
+            }
         }
         Ok(())
     }
@@ -216,13 +220,13 @@ struct Inbox {
 }
 
 impl Inbox {
-    /// Takes what has come.
+    /// Takes what has come; false when nothing has.
     fn take(
         &mut self,
         mut stream: &TcpStream,
         into: &mut [&mut [u8]],
         progress: &mut Progress<'_>,
-    ) -> Result<(), Fault> {
+    ) -> Result<bool, Fault> {
         let waiting = (progress.asked - progress.done).min(PARTS);
         let mut parts = Vec::with_capacity(2 * waiting);
         let destinations = into.iter_mut().skip(progress.done);
@@ -241,7 +245,7 @@ impl Inbox {
         }
         let len = socket::received(stream.read_vectored(&mut parts));
         let Some(mut len) = len.map_err(|error| progress.lost(error))? else {
-            return Ok(());
+            return Ok(false);
         };
         progress.heard = true;
         let mut finished = 0;
@@ -273,7 +277,7 @@ impl Inbox {
             *first = part;
         }
         progress.done += finished;
-        Ok(())
+        Ok(true)
     }
 }
 
