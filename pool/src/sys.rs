@@ -231,12 +231,13 @@ impl Room {
 
     /// Gives back what lies around the `len` bytes that were taken.
     fn keep(self, len: NonZeroUsize) {
-        let before = self.start.get() - self.base.addr().get();
-        let after = self.len - before - len.get();
-        // SAFETY: `before + len` is at most `self.len`, so this is inside what was reserved or one
+        let this = std::mem::ManuallyDrop::new(self);
+        let before = this.start.get() - this.base.addr().get();
+        let after = this.len - before - len.get();
+        // SAFETY: `before + len` is at most `this.len`, so this is inside what was reserved or one
         // past its end.
-        let end = unsafe { self.base.byte_add(before + len.get()) };
-        for (from, len) in [(self.base, before), (end, after)] {
+        let end = unsafe { this.base.byte_add(before + len.get()) };
+        for (from, len) in [(this.base, before), (end, after)] {
             if len == 0 {
                 continue;
             }
@@ -246,7 +247,6 @@ impl Room {
                 tracing::debug!(%error, len, "addresses around a region stay reserved");
             }
         }
-        std::mem::forget(self);
     }
 }
 
