@@ -129,6 +129,12 @@ const THRESHOLDS: &[Threshold] = &[
         link::TCP,
         Bound::Speed(link::IPERF, 0.85),
     ),
+    of(
+        "link",
+        link::FILE,
+        link::TCP,
+        Bound::Speed(link::IPERF, 0.6),
+    ),
     of("link", "read-4k", link::TCP, Bound::Time(link::SOCKET, 1.5)),
     of("open", "open size-1m", open::LS, Bound::AtMost(10.0)),
     of("open", "open size-5m", open::LS, Bound::AtMost(10.0)),

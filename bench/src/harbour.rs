@@ -228,7 +228,7 @@ impl Node {
 }
 
 /// Finds the `rootfs` beside the `manifest.json` with this digest, whatever name the image has.
-fn root_below(mount: &Path, manifest: &str) -> anyhow::Result<PathBuf> {
+pub(crate) fn root_below(mount: &Path, manifest: &str) -> anyhow::Result<PathBuf> {
     let mut open = vec![(mount.join("images"), 0)];
     while let Some((dir, depth)) = open.pop() {
         let document = fs::read(dir.join("manifest.json"));

@@ -1,4 +1,5 @@
-//! The TCP transport beside the same link used plainly: iperf3, and a bare socket's round trip.
+//! The TCP transport beside the same link used plainly: iperf3, and a bare socket's round trip; and
+//! a file read through the mount of a cluster over it.
 //!
 //! Two network namespaces joined by a pair of virtual interfaces. A child in the far one lends
 //! memory, answers bare round trips and runs iperf3's server; everything is measured from the near
@@ -21,16 +22,23 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     command,
+    fio::{self, Job},
+    mounts,
     report::{GB_PER_S, MICROS, Report},
     sandbox::Place,
 };
 
+mod cluster;
 pub(crate) mod far;
+
+use cluster::Cluster;
 
 /// The transport.
 pub(crate) const TCP: &str = "harbour-tcp";
 /// The same link's throughput.
 pub(crate) const IPERF: &str = "iperf3";
+/// A file read from its start to its end through the mount, nothing cached, digests checked.
+pub(crate) const FILE: &str = "file-1m";
 /// The same link's round trip, of the same sizes.
 pub(crate) const SOCKET: &str = "socket";
 
@@ -78,6 +86,7 @@ pub(crate) fn run(common: &crate::Common, place: &Place) -> anyhow::Result<Repor
     if iperf.is_none() {
         report.skip(IPERF, "it is not installed");
     }
+    let cluster = Cluster::start(common, place, far.child.id())?;
     for round in 0..rounds {
         command::note(&format!("round {} of {rounds}: link", round + 1));
         for (work, reverse) in [("read-1m", true), ("write-1m", false)] {
@@ -102,6 +111,16 @@ pub(crate) fn run(common: &crate::Common, place: &Place) -> anyhow::Result<Repor
             GB_PER_S,
             reads(&transport, 1, time)?,
         );
+        let plain = iperf.is_some().then(|| iperf3(true, time, place));
+        match plain {
+            Some(Ok(rate)) => report.add(FILE, "", IPERF, GB_PER_S, rate),
+            Some(Err(why)) => report.skip(IPERF, why),
+            None => {}
+        }
+        mounts::drop_caches(2 * cluster.len)?;
+        let job = Job::Sequential(MIB as u64);
+        let rate = fio::run(job, &cluster.file, cluster.len, 0, true, u64::from(round))?;
+        report.add(FILE, "", TCP, GB_PER_S, rate.bytes / 1e9);
         report.add("read-4k", "", SOCKET, MICROS, round_trips(&mut echo, time)?);
         report.add("read-4k", "", TCP, MICROS, short_reads(&transport, time)?);
     }
