@@ -5,7 +5,7 @@ use std::{path::PathBuf, process::ExitCode};
 use anyhow::Context as _;
 
 use crate::{
-    command,
+    command, giveback,
     ingest::HARBOUR,
     link, open,
     report::{Report, markdown},
@@ -136,6 +136,12 @@ const THRESHOLDS: &[Threshold] = &[
         Bound::Speed(link::IPERF, 0.6),
     ),
     of("link", "read-4k", link::TCP, Bound::Time(link::SOCKET, 1.5)),
+    of(
+        "giveback",
+        giveback::GIVE_BACK,
+        giveback::DONOR,
+        Bound::AtMost(200.0),
+    ),
     of("open", "open size-1m", open::LS, Bound::AtMost(10.0)),
     of("open", "open size-5m", open::LS, Bound::AtMost(10.0)),
     of("open", "open size-130m", open::LS, Bound::AtMost(10.0)),
@@ -244,7 +250,7 @@ impl Threshold {
             Bound::AtMost(most) => {
                 format!(
                     "at most {most} {}",
-                    if self.command == "open" { "ms" } else { "MiB" }
+                    if self.command == "ingest" { "MiB" } else { "ms" }
                 )
             }
             Bound::Growth(workload, most) => format!("at most {most} times its own {workload:?}"),

@@ -9,6 +9,7 @@ mod check;
 mod command;
 mod data;
 mod fio;
+mod giveback;
 mod harbour;
 mod ingest;
 mod link;
@@ -50,6 +51,8 @@ enum Command {
     Open(Common),
     /// The TCP transport between two network namespaces beside iperf3 and a bare socket
     Link(Common),
+    /// Time until a donor under pressure has given memory back, while it is read
+    Giveback(Common),
     /// The other end of `link`
     #[command(hide = true)]
     FarSide,
@@ -58,6 +61,9 @@ enum Command {
     Touch {
         /// How many
         bytes: usize,
+        /// Say so and hold it until standard input ends
+        #[arg(long)]
+        hold: bool,
     },
     /// Compare reports with the thresholds; exits with 1 when one is missed
     Check {
@@ -112,8 +118,8 @@ fn main() -> ExitCode {
 fn run(cli: Cli) -> anyhow::Result<ExitCode> {
     match cli.command {
         Command::Data(options) => data::make(&options).map(|()| ExitCode::SUCCESS),
-        Command::Touch { bytes } => {
-            mounts::touch(bytes);
+        Command::Touch { bytes, hold } => {
+            mounts::touch(bytes, hold)?;
             Ok(ExitCode::SUCCESS)
         }
         Command::Check { reports } => check::run(&reports),
@@ -122,6 +128,7 @@ fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Ingest(o) => inside(&o.common.clone(), |place| ingest::run(&o, place)),
         Command::FarSide => link::far::run().map(|()| ExitCode::SUCCESS),
         Command::Link(o) => inside(&o, |place| link::run(&o, place)),
+        Command::Giveback(o) => inside(&o, |place| giveback::run(&o, place)),
         Command::Open(o) => inside(&o, |place| open::run(&o, place)),
     }
 }

@@ -139,7 +139,14 @@ pub(crate) fn back_memory(bytes: u64) -> anyhow::Result<()> {
     command::run(&mut touch).map(drop)
 }
 
-/// What [`back_memory`]'s process does.
-pub(crate) fn touch(bytes: usize) {
-    std::hint::black_box(vec![1u8; bytes]);
+/// What [`back_memory`]'s process does. With `hold` it says that it has the memory, and keeps it until
+/// standard input ends.
+pub(crate) fn touch(bytes: usize, hold: bool) -> std::io::Result<()> {
+    let held = std::hint::black_box(vec![1u8; bytes]);
+    if hold {
+        crate::command::say("held\n")?;
+        std::io::stdin().read_line(&mut String::new())?;
+    }
+    drop(held);
+    Ok(())
 }

@@ -1,7 +1,8 @@
 //! The donor: holds memory, lends it to readers on its host, and takes it back.
 //!
-//! A [`DonorServer`] keeps its regions as memfds that it never maps itself, and one thread that
-//! answers readers on a unix socket ([`crate::shm::frames`] has the messages). After the answer it
+//! A [`DonorServer`] keeps its regions as memfds, mapped only where something is written to or sent
+//! from them over a network, and one thread that answers readers on a unix socket
+//! ([`crate::shm::frames`] has the messages). After the answer it
 //! takes no part in what they read and write; it only keeps the connection, to end it when the
 //! epoch ends. The thread, its connections and the time that a silent one may take are bounded.
 //! Readers on other hosts come through a door of their own (`donor/tcp.rs`).

@@ -143,13 +143,19 @@ fn overlay() -> Finding {
     }
 }
 
-fn erofs() -> Finding {
+/// The kernel's release, and its first two numbers.
+fn kernel() -> (String, (u32, u32)) {
     let release = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
-    let release = release.trim();
+    let release = release.trim().to_owned();
     let mut numbers = release
         .split(|c: char| !c.is_ascii_digit())
         .map(|n| n.parse::<u32>().unwrap_or(0));
     let version = (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0));
+    (release, version)
+}
+
+fn erofs() -> Finding {
+    let (release, version) = kernel();
     match (known("erofs"), version >= (6, 12)) {
         (true, true) => finding(
             "fast view",
@@ -219,24 +225,43 @@ fn rdma() -> Vec<Finding> {
 }
 
 /// Freeing ordinary pages takes a quarter of a second for each GiB that readers map, 2 MiB pages a
-/// hundredth of that.
+/// hundredth of that. Donors ask for those as memory is first written, which a kernel can do since
+/// Linux 6.1 and an administrator can deny.
 fn giving_back() -> Finding {
     let path = "/sys/kernel/mm/transparent_hugepage/shmem_enabled";
     let text = fs::read_to_string(path).unwrap_or_default();
-    let chosen = text.split(['[', ']']).nth(1).unwrap_or("never");
-    if matches!(chosen, "always" | "within_size" | "force") {
+    let chosen = text.split(['[', ']']).nth(1).unwrap_or("deny");
+    let slow =
+        "lent memory is in 4 KiB pages: a donor that has to gives it back at 1 to 4 GiB a second";
+    if chosen == "deny" {
+        let next = if text.is_empty() {
+            "a kernel with transparent huge pages (CONFIG_TRANSPARENT_HUGEPAGE)".to_owned()
+        } else {
+            format!(
+                "echo never > {path}, before the donor starts: donors then ask for what they need"
+            )
+        };
+        return finding(
+            "giving back",
+            Grade::Weak,
+            format!("{slow} ({chosen})"),
+            next,
+        );
+    }
+    let on_demand = kernel().1 >= (6, 1);
+    if on_demand || matches!(chosen, "always" | "within_size" | "force") {
         finding(
             "giving back",
             Grade::Good,
-            format!("lent memory is in 2 MiB pages as it is written ({chosen})"),
+            "lent memory is in 2 MiB pages as it is written, and goes back in milliseconds",
             "",
         )
     } else {
         finding(
             "giving back",
             Grade::Weak,
-            "lent memory is in 4 KiB pages: a donor that has to gives it back at 1 to 4 GiB a second",
-            format!("echo within_size > {path}, before the donor starts"),
+            slow,
+            format!("Linux 6.1 or later; or echo within_size > {path}, before the donor starts"),
         )
     }
 }

@@ -2,10 +2,10 @@
 //! that is lent at that moment. A region that was given back is out of bounds, an epoch that is
 //! over is said to be, and neither keeps memory from going back to the host while a reader is idle.
 //!
-//! Bytes are copied from the region behind the head of their reply, in steps that stay in the
-//! processor's cache, and replies leave together once no further request lies here. `sendfile` from
-//! the region's pages saves that copy and was measured at half the speed (ARCHITECTURE.md). Writes
-//! are copied through a buffer of the same kind.
+//! Long reads are sent straight from the region's mapping. Short ones are copied behind the head of
+//! their reply, and replies leave together once no further request lies here. `sendfile` from the
+//! region's pages was measured at half the speed (ARCHITECTURE.md). Writes are copied through a
+//! buffer that stays in the processor's cache.
 
 use std::{
     io::{self, Read as _},
