@@ -250,7 +250,11 @@ impl Threshold {
             Bound::AtMost(most) => {
                 format!(
                     "at most {most} {}",
-                    if self.command == "ingest" { "MiB" } else { "ms" }
+                    if self.command == "ingest" {
+                        "MiB"
+                    } else {
+                        "ms"
+                    }
                 )
             }
             Bound::Growth(workload, most) => format!("at most {most} times its own {workload:?}"),
