@@ -205,6 +205,9 @@ impl Hosts {
             command.arg(format!("--{name}-dir")).arg(dir.join(name));
         }
         command.arg("--mount").arg(dir.join("mnt"));
+        if self.config_file().exists() {
+            command.arg("--config").arg(self.config_file());
+        }
         command
             .arg("--tls-dir")
             .arg(self.authority().join(format!("hosts/h{host}")));
@@ -213,12 +216,32 @@ impl Hosts {
         command
     }
 
+    /// Gives every command on every host this configuration file.
+    pub fn configure(&self, text: &str) -> Result<()> {
+        Ok(std::fs::write(self.config_file(), text)?)
+    }
+
+    fn config_file(&self) -> PathBuf {
+        self.dir.path().join("harbour.toml")
+    }
+
     fn metad(&self) -> std::net::SocketAddr {
         (self.address(0), METAD_PORT).into()
     }
 
     /// Starts a part of `harbour` on a host, with more flags.
     pub fn start(&self, host: usize, part: Part, flags: &[&str]) -> Result<()> {
+        self.start_in(host, part, flags, None)
+    }
+
+    /// The same in a cgroup, given by its file of processes.
+    pub fn start_in(
+        &self,
+        host: usize,
+        part: Part,
+        flags: &[&str],
+        group: Option<&Path>,
+    ) -> Result<()> {
         let log = File::options()
             .create(true)
             .append(true)
@@ -233,9 +256,13 @@ impl Hosts {
             }
             Part::Node => command.args(["--node-name", &format!("h{host}")]),
         };
+        command.args(flags);
+        let mut command = match group {
+            Some(processes) => within(processes, &command),
+            None => command,
+        };
         // Ends with the namespaces, not with this handle.
         let _child = command
-            .args(flags)
             .stdin(Stdio::null())
             .stdout(log.try_clone()?)
             .stderr(log)
@@ -251,6 +278,35 @@ impl Hosts {
             &format!("kill -{signal} \"$(cat {})\"", pid.display()),
         )?;
         Ok(())
+    }
+
+    /// A part's process ID as this process sees it.
+    pub fn pid(&self, host: usize, part: Part) -> Result<u32> {
+        let file = self.host_dir(host).join(format!("run/{}.pid", part.name()));
+        let inside = std::fs::read_to_string(&file)
+            .with_context(|| format!("reading {}", file.display()))?;
+        let space = |id: &str| std::fs::read_link(format!("/proc/{id}/ns/pid")).ok();
+        let ours = space(&self.init.to_string()).context("the namespaces are gone")?;
+        for entry in std::fs::read_dir("/proc")?.flatten() {
+            let id = entry.file_name().to_string_lossy().into_owned();
+            let status = std::fs::read_to_string(entry.path().join("status")).unwrap_or_default();
+            let line = status.lines().find(|line| line.starts_with("NSpid:"));
+            let last = line.and_then(|line| line.split_whitespace().next_back());
+            // One that has ended may lie there for ever: a stopped `nsenter` fetches no child.
+            if status.contains("\nState:\tZ") {
+                continue;
+            }
+            if last == Some(inside.trim()) && space(&id).as_ref() == Some(&ours) {
+                return Ok(id.parse()?);
+            }
+        }
+        anyhow::bail!("{} on host {host} does not run", part.name())
+    }
+
+    /// A path on the hosts, as this process reaches it through their mounts.
+    pub fn seen(&self, path: &Path) -> PathBuf {
+        let below = path.strip_prefix("/").unwrap_or(path);
+        Path::new(&format!("/proc/{}/root", self.init)).join(below)
     }
 
     /// Waits until metad knows so many live donors.
@@ -325,6 +381,21 @@ impl Hosts {
     fn log(&self, host: usize, part: Part) -> PathBuf {
         self.host_dir(host).join(format!("{}.log", part.name()))
     }
+}
+
+/// `command`, which joins a cgroup first.
+fn within(processes: &Path, command: &Command) -> Command {
+    let mut joined = Command::new("sh");
+    joined.args(["-ec", "echo $$ > \"$0\" && exec \"$@\""]);
+    joined.arg(processes).arg(command.get_program());
+    joined.args(command.get_args());
+    for (key, value) in command.get_envs() {
+        match value {
+            Some(value) => joined.env(key, value),
+            None => joined.env_remove(key),
+        };
+    }
+    joined
 }
 
 impl Drop for Hosts {

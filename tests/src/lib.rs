@@ -6,6 +6,7 @@
 //! the list of failpoints to die at.
 
 pub mod cluster;
+pub mod faults;
 pub mod fixtures;
 pub mod hosts;
 pub mod layers;
