@@ -231,22 +231,20 @@ impl Metrics {
     /// All figures as Prometheus reads them.
     pub(crate) fn text(&self, engine: &Engine) -> Result<String, Error> {
         let status = engine.status()?;
+        let list = engine.list_donors()?;
         let count = |count: usize| count as u64;
-        let free = status.lent_bytes
-            - status.used_bytes
-            - status.reserved_bytes
-            - status.quarantined_bytes;
-        for (book, bytes) in [
-            ("used", status.used_bytes),
-            ("reserved", status.reserved_bytes),
-            ("quarantined", status.quarantined_bytes),
-            ("free", free),
-        ] {
+        // All space is of one instant, so that books and donors add up.
+        let taken = [list.used_bytes, list.reserved_bytes, list.quarantined_bytes];
+        let free = list.lent_bytes.saturating_sub(taken.iter().sum());
+        for (book, bytes) in ["used", "reserved", "quarantined", "free"]
+            .into_iter()
+            .zip(taken.into_iter().chain([free]))
+        {
             self.space.get_or_create(&Book { book }).set(bytes as i64);
         }
         for (figure, gauge) in &self.gauges {
             let value = match figure {
-                Figure::Lent => status.lent_bytes,
+                Figure::Lent => list.lent_bytes,
                 Figure::Images => u64::from(status.images),
                 Figure::Layers => u64::from(status.layers),
                 Figure::Objects => status.objects,
@@ -281,7 +279,7 @@ impl Metrics {
         self.hit_ratio.set(ratio);
         // Those that left are not shown any more.
         self.donors.clear();
-        for donor in engine.list_donors()?.donors {
+        for donor in list.donors {
             for (book, bytes) in [("used", donor.used_bytes), ("free", donor.free_bytes)] {
                 let label = DonorBook {
                     donor: donor.name.clone(),

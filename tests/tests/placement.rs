@@ -6,7 +6,7 @@
 use std::{
     fs::{self, File},
     os::unix::process::CommandExt as _,
-    path::{Path, PathBuf},
+    path::Path,
     process::{Child, Command, Stdio},
     sync::{
         Arc,
@@ -125,15 +125,15 @@ fn check(rootfs: &Path) {
     }
 }
 
-/// Somebody who reads all the time.
-struct Reader {
+/// Somebody who does something all the time: over when dropped, before the cluster is.
+struct Often {
     stop: Arc<AtomicBool>,
     rounds: Arc<AtomicU64>,
-    thread: thread::JoinHandle<()>,
+    thread: Option<thread::JoinHandle<()>>,
 }
 
-impl Reader {
-    fn start(rootfs: PathBuf) -> Self {
+impl Often {
+    fn start(mut work: impl FnMut() + Send + 'static) -> Self {
         let (stop, rounds) = (
             Arc::new(AtomicBool::new(false)),
             Arc::new(AtomicU64::new(0)),
@@ -141,24 +141,32 @@ impl Reader {
         let (stopped, counted) = (Arc::clone(&stop), Arc::clone(&rounds));
         let thread = thread::spawn(move || {
             while !stopped.load(Ordering::Relaxed) {
-                check(&rootfs);
+                work();
                 counted.fetch_add(1, Ordering::Relaxed);
             }
         });
         Self {
             stop,
             rounds,
-            thread,
+            thread: Some(thread),
         }
     }
 
-    /// Ends it, and fails when one of its reads did.
-    fn end(self) -> u64 {
+    fn over(&mut self) -> thread::Result<()> {
         self.stop.store(true, Ordering::Relaxed);
-        self.thread
-            .join()
-            .expect("every read gives the right bytes");
+        self.thread.take().map_or(Ok(()), thread::JoinHandle::join)
+    }
+
+    /// Ends it, and fails when its work did.
+    fn end(mut self, why: &str) -> u64 {
+        assert!(self.over().is_ok(), "{why}");
         self.rounds.load(Ordering::Relaxed)
+    }
+}
+
+impl Drop for Often {
+    fn drop(&mut self) {
+        let _ = self.over();
     }
 }
 
@@ -193,9 +201,10 @@ fn replicas(cluster: &Cluster) -> Value {
     cluster.json("status").unwrap()["metad"]["replicas"].clone()
 }
 
-/// Every lent byte is in one book, and the donors' books are metad's.
-fn books_balance(cluster: &Cluster) {
-    let status = cluster.json("status").unwrap();
+/// Every lent byte is in one book, and the donors' books are metad's, however much moves meanwhile.
+fn books_balance(status: &mut Command) {
+    let output = shell::run(status, Duration::from_secs(60)).and_then(shell::Output::ok);
+    let status: Value = serde_json::from_slice(&output.unwrap().stdout).unwrap();
     let book = |key: &str| status["metad"][key].as_u64().unwrap();
     let taken = book("used_bytes") + book("reserved_bytes") + book("quarantined_bytes");
     let donors = status["donors"].as_array().unwrap();
@@ -243,11 +252,13 @@ fn a_donor_dies_and_another_joins_and_all_is_whole_and_even() {
     let rootfs = cluster.rootfs(&pulled).unwrap();
     wait_whole(&cluster);
     assert!(farthest(&cluster) <= 20, "{:?}", live(&cluster));
-    books_balance(&cluster);
+    let mut status = cluster.command(["status", "--json"]);
+    let books = Often::start(move || books_balance(&mut status));
     // From now on there is no source to fall back to.
     fs::rename(cluster.dir().join("layout"), cluster.dir().join("away")).unwrap();
 
-    let reader = Reader::start(rootfs.clone());
+    let read = rootfs.clone();
+    let reader = Often::start(move || check(&read));
     let dead = two.name.clone();
     drop(two);
     check(&rootfs);
@@ -262,7 +273,6 @@ fn a_donor_dies_and_another_joins_and_all_is_whole_and_even() {
     let after_loss = replicas(&cluster);
     assert!(after_loss["copies_done"].as_u64() > Some(0), "{after_loss}");
     assert_eq!(after_loss["packs_lost"], 0, "{after_loss}");
-    books_balance(&cluster);
 
     let _three = Donor::start(&cluster, "three");
     let joined = Instant::now();
@@ -275,8 +285,9 @@ fn a_donor_dies_and_another_joins_and_all_is_whole_and_even() {
     .unwrap_or_else(|e| panic!("{e:#}: {:?}\n{}", live(&cluster), cluster.logs()));
     eprintln!("even {:?} after a donor joined", joined.elapsed());
     wait_whole(&cluster);
-    books_balance(&cluster);
-    assert!(reader.end() > 0);
+    assert!(reader.end("every read gives the right bytes") > 0);
+    let looks = books.end("the books balance at every moment");
+    assert!(looks > 10, "{looks}");
 
     // Any one of the donors may go now: the others have everything.
     drop(one);

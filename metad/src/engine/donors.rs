@@ -347,11 +347,18 @@ impl Engine {
         Ok(())
     }
 
-    /// All donors.
+    /// All donors, and the books over them.
     pub fn list_donors(&self) -> Result<v1::ListDonorsReply, Error> {
         let state = self.lock();
         let donors = self.donor_messages(&state, &state.writer.read(), None, Tokens::None)?;
-        Ok(v1::ListDonorsReply { donors })
+        let books = state.space.books();
+        Ok(v1::ListDonorsReply {
+            donors,
+            lent_bytes: books.lent,
+            used_bytes: books.used,
+            reserved_bytes: books.reserved,
+            quarantined_bytes: books.quarantined,
+        })
     }
 }
 

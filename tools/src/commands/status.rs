@@ -14,10 +14,14 @@ const MOUNT_LIMIT: Duration = Duration::from_secs(2);
 pub(super) fn run(context: &Context, args: &Listing) -> anyhow::Result<ExitCode> {
     let answers = context.runtime()?.block_on(async {
         let client = context.client().await?;
-        anyhow::Ok((
-            client.status(v1::StatusRequest {}).await?,
-            client.list_donors(v1::ListDonorsRequest {}).await?.donors,
-        ))
+        let mut status = client.status(v1::StatusRequest {}).await?;
+        let list = client.list_donors(v1::ListDonorsRequest {}).await?;
+        // Space moves between the two answers: that of the second is of the instant of the donors.
+        status.lent_bytes = list.lent_bytes;
+        status.used_bytes = list.used_bytes;
+        status.reserved_bytes = list.reserved_bytes;
+        status.quarantined_bytes = list.quarantined_bytes;
+        anyhow::Ok((status, list.donors))
     });
     let node = node_status(context);
     let running: Vec<&str> = ["up", "metad", "donor", "node"]
