@@ -144,6 +144,9 @@ pub trait Pool: Send + Sync {
 
     /// How the bytes from that donor travel, for `why`: "shm", "verbs", "tcp".
     fn describe(&self, donor: u64) -> String;
+
+    /// Why they travel no faster way that might be there; `None` when there is nothing to say.
+    fn remark(&self, donor: u64) -> Option<String>;
 }
 
 /// The rung before EIO: brings lost packs back from where the image came from.

@@ -68,6 +68,9 @@ pub struct DonorShare {
     pub donor: u64,
     /// How its bytes travel.
     pub transport: String,
+    /// Why they travel no faster way that might be there.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub remark: Option<String>,
     /// How many of the packs it has.
     pub packs: u64,
 }
@@ -183,6 +186,7 @@ impl Fs {
                 let share = donors.entry(extent.donor).or_insert_with(|| DonorShare {
                     donor: extent.donor,
                     transport: outside.pool.describe(extent.donor),
+                    remark: outside.pool.remark(extent.donor),
                     packs: 0,
                 });
                 share.packs += 1;

@@ -34,7 +34,7 @@ use crate::{
     },
     token::{RegionKey, Token, random_bytes},
     transport::RegionInfo,
-    verbs::lender::Lender,
+    verbs::{Devices, lender::Lender},
 };
 
 mod error;
@@ -82,8 +82,9 @@ pub struct DonorConfig {
     /// Where to listen for readers on other hosts; none for readers on this host alone. Those show
     /// the tokens of [`DonorServer::keys`].
     pub listen: Vec<SocketAddr>,
-    /// Lend to them over RDMA too, where a device has such an address; all memory is then held.
-    pub rdma: bool,
+    /// The devices over which to lend to them by RDMA too, where one has such an address; all memory
+    /// is then held.
+    pub rdma: Devices,
     /// Bounds of what is done for readers on other hosts.
     pub tcp: TcpLimits,
     /// Connections at one time; one more is told to come back later.
@@ -108,7 +109,7 @@ impl DonorConfig {
             socket_mode: 0o600,
             token: Token::NONE,
             listen: Vec::new(),
-            rdma: true,
+            rdma: Devices::Any,
             tcp: TcpLimits::default(),
             max_connections: 256,
             handshake_timeout: Duration::from_secs(2),

@@ -39,6 +39,7 @@ pub(crate) mod lender;
 mod plan;
 
 pub use check::{Finding, State, check};
+pub use device::Devices;
 use device::{Adapter, gid_of};
 use frames::{Answer, End, RemoteKey, Request};
 use lane::{Fault, Lane};
@@ -423,9 +424,42 @@ pub fn peer_of(address: &str) -> Option<SocketAddr> {
     socket.strip_prefix(':')?.parse().ok()
 }
 
-/// Whether this host has a device that may reach a donor there. Opens nothing.
-pub(crate) fn may_reach(peer: SocketAddr, device: Option<&str>) -> bool {
-    local_address(peer).is_ok_and(|from| device::choose(from, device).is_some())
+/// Why this host cannot reach a donor there by RDMA; `None` when it has a device that may. Opens
+/// nothing.
+pub(crate) fn obstacle(peer: SocketAddr, devices: &Devices) -> Option<String> {
+    if *devices == Devices::Off {
+        return Some("RDMA is turned off here".to_owned());
+    }
+    let all = device::names();
+    if all.is_empty() {
+        return Some("this host has no RDMA device".to_owned());
+    }
+    let from = match local_address(peer) {
+        Ok(from) => from,
+        Err(error) => return Some(format!("no route to {}: {error}", peer.ip())),
+    };
+    if device::choose(from, devices.name()).is_some() {
+        return None;
+    }
+    Some(match devices.name() {
+        Some(name) if !all.iter().any(|known| known == name) => {
+            format!(
+                "this host has no RDMA device {name}, only {}",
+                all.join(", ")
+            )
+        }
+        Some(name) => format!("{name} has no address of the kind of {}", peer.ip()),
+        None => format!(
+            "this host reaches {} from {from}, which no RDMA device has (there is {})",
+            peer.ip(),
+            all.join(", ")
+        ),
+    })
+}
+
+/// Whether the kernel lists an RDMA device on this host.
+pub(crate) fn any_device() -> bool {
+    !device::names().is_empty()
 }
 
 /// From which of its addresses this host would send to `peer`.

@@ -15,20 +15,19 @@ mod why;
 
 use std::{io::IsTerminal as _, process::ExitCode, sync::Arc, time::Duration};
 
+use crate::{
+    cli::{Cli, Command},
+    config::{File, Places, RdmaDevice, TransportChoice},
+    failure::{self, Code},
+    link::Ways,
+    output,
+    stop::Stop,
+};
 use anyhow::Context as _;
 use clap::CommandFactory as _;
 use harbour_metad_client::{
     Client, Endpoint, Error as ClientError, Trust,
     tls::{Identity, TlsError},
-};
-use harbour_pool::connector::Preference;
-
-use crate::{
-    cli::{Cli, Command},
-    config::{File, Places, TransportChoice},
-    failure::{self, Code},
-    output,
-    stop::Stop,
 };
 
 /// What every subcommand gets.
@@ -122,9 +121,13 @@ impl Context {
             .context("cannot start the runtime")
     }
 
-    /// Which transports a part may use whose section of the file says `section`.
-    pub fn preference(&self, section: Option<TransportChoice>) -> Preference {
-        self.file.preference(self.places.transport, section)
+    /// The ways to donors that a part may take whose section of the file says this.
+    pub fn ways(&self, transport: Option<TransportChoice>, device: Option<&RdmaDevice>) -> Ways {
+        let flag = self.places.rdma_device.as_ref();
+        Ways {
+            preference: self.file.preference(self.places.transport, transport),
+            devices: self.file.devices(flag, device),
+        }
     }
 
     /// Where metad is.

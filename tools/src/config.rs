@@ -13,12 +13,16 @@ use std::{
 
 use anyhow::Context as _;
 use clap::Args;
-use harbour_pool::{
-    REGION_ALIGN_BYTES, connector::Preference, donor::region_unit, transport::TransportKind,
-};
+use harbour_pool::{REGION_ALIGN_BYTES, connector::Preference, donor::region_unit, verbs::Devices};
 use serde::Deserialize;
 
 use crate::{advertise::Advertised, donor::policy::Limits, failure, size::Size};
+
+mod places;
+mod values;
+
+pub use places::Places;
+pub use values::{FastView, HugePages, Lend, OnStop, RdmaDevice, TransportChoice};
 
 /// Where a configuration file is looked for when none is named.
 pub const DEFAULT_FILE: &str = "/etc/harbour/harbour.toml";
@@ -62,6 +66,10 @@ section! {
         /// ends have RDMA, else tcp), or only shm, verbs, tcp [default: auto]
         #[arg(long, global = true, value_name = "KIND", env = "HARBOUR_TRANSPORT")]
         transport: TransportChoice,
+        /// RDMA device of this host, as rdma link lists them, to lend and read by: auto (the one that has
+        /// the address in question), none to do without RDMA, or a name [default: auto]
+        #[arg(long, global = true, value_name = "NAME", env = "HARBOUR_RDMA_DEVICE")]
+        rdma_device: RdmaDevice,
         /// This host's certificate for gRPC between hosts: ca.crt, host.crt, host.key, as harbour
         /// certs issue makes them [default: /etc/harbour/tls]
         #[arg(long, global = true, value_name = "DIR", env = "HARBOUR_TLS_DIR")]
@@ -131,6 +139,9 @@ section! {
         /// As [`Paths::transport`], for what this donor reads from others.
         #[arg(skip)]
         transport: TransportChoice,
+        /// As [`Paths::rdma_device`], for what is lent too.
+        #[arg(skip)]
+        rdma_device: RdmaDevice,
         /// `--listen` of `donor`, `--donor-listen` of `up`.
         #[arg(skip)]
         listen: Vec<SocketAddr>,
@@ -161,6 +172,9 @@ section! {
         /// As [`Paths::transport`].
         #[arg(skip)]
         transport: TransportChoice,
+        /// As [`Paths::rdma_device`].
+        #[arg(skip)]
+        rdma_device: RdmaDevice,
     }
 }
 
@@ -188,119 +202,10 @@ section! {
         /// As [`Paths::transport`].
         #[arg(skip)]
         transport: TransportChoice,
+        /// As [`Paths::rdma_device`].
+        #[arg(skip)]
+        rdma_device: RdmaDevice,
     }
-}
-
-/// How much a donor lends.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Lend {
-    /// So much, or as much of it as the host can spare.
-    Size(Size),
-    /// What the host can spare.
-    Auto,
-}
-
-impl std::str::FromStr for Lend {
-    type Err = crate::size::SizeError;
-
-    fn from_str(text: &str) -> Result<Self, Self::Err> {
-        match text.trim() {
-            "auto" => Ok(Self::Auto),
-            size => size.parse().map(Self::Size),
-        }
-    }
-}
-
-impl std::fmt::Display for Lend {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match self {
-            Self::Size(size) => size.0.fmt(f),
-            Self::Auto => f.write_str("auto"),
-        }
-    }
-}
-
-impl<'de> Deserialize<'de> for Lend {
-    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        #[derive(Deserialize)]
-        #[serde(untagged)]
-        enum Either {
-            Bytes(u64),
-            Text(String),
-        }
-        match Either::deserialize(deserializer)? {
-            Either::Bytes(bytes) => Ok(Self::Size(Size(bytes))),
-            Either::Text(text) => text.parse().map_err(serde::de::Error::custom),
-        }
-    }
-}
-
-/// What a donor does with what it holds when it is told to end.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, clap::ValueEnum)]
-#[serde(rename_all = "snake_case")]
-pub enum OnStop {
-    /// Waits until others have it, up to a deadline.
-    Move,
-    /// Ends at once.
-    Drop,
-}
-
-/// When donor memory is backed with huge pages.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, clap::ValueEnum)]
-#[serde(rename_all = "snake_case")]
-pub enum HugePages {
-    /// When enough are free.
-    Auto,
-    /// Never.
-    Never,
-    /// Fail when there are not enough.
-    Require,
-}
-
-/// Which transports may be used.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, clap::ValueEnum)]
-#[serde(rename_all = "snake_case")]
-pub enum TransportChoice {
-    /// The best that both ends share.
-    Auto,
-    /// Shared memory alone.
-    Shm,
-    /// RDMA alone.
-    Verbs,
-    /// TCP alone.
-    Tcp,
-}
-
-impl TransportChoice {
-    /// The word for it.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Auto => "auto",
-            Self::Shm => "shm",
-            Self::Verbs => "verbs",
-            Self::Tcp => "tcp",
-        }
-    }
-
-    /// The same for the pool.
-    pub fn preference(self) -> Preference {
-        match self {
-            Self::Auto => Preference::Auto,
-            Self::Shm => Preference::Only(TransportKind::Shm),
-            Self::Verbs => Preference::Only(TransportKind::Verbs),
-            Self::Tcp => Preference::Only(TransportKind::Tcp),
-        }
-    }
-}
-
-/// Whether images are mounted with the kernel's EROFS too.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, clap::ValueEnum)]
-#[serde(rename_all = "snake_case")]
-pub enum FastView {
-    /// On kernels that can.
-    Auto,
-    /// Never.
-    Off,
 }
 
 /// What the file says of one registry: the table `[registry."HOST"]`.
@@ -329,6 +234,8 @@ pub struct File {
     pub metad_url: Option<String>,
     /// As [`Paths::transport`], for every part whose section does not say otherwise.
     pub transport: Option<TransportChoice>,
+    /// As [`Paths::rdma_device`], for every part whose section does not say otherwise.
+    pub rdma_device: Option<RdmaDevice>,
     /// As [`Paths::tls_dir`].
     pub tls_dir: Option<PathBuf>,
     /// As [`Paths::insecure_metad`].
@@ -379,6 +286,7 @@ impl File {
             metad: self.metad_url.clone(),
             // Not here: a section's key stands between the flag and this one.
             transport: None,
+            rdma_device: None,
             tls_dir: self.tls_dir.clone(),
             insecure_metad: self.insecure_metad,
         }
@@ -393,116 +301,11 @@ impl File {
         let choice = flag.or(section).or(self.transport);
         choice.map_or(Preference::Auto, TransportChoice::preference)
     }
-}
 
-/// Resolved places.
-#[derive(Clone, Debug)]
-pub struct Places {
-    /// Survives a restart.
-    pub state: PathBuf,
-    /// Sockets and pid files.
-    pub run: PathBuf,
-    /// The mount.
-    pub mount: PathBuf,
-    /// Metad's address.
-    pub metad: String,
-    /// Which transports may be used, where a flag says so.
-    pub transport: Option<TransportChoice>,
-    /// Certificates of this host.
-    pub tls: PathBuf,
-    /// Whether somebody named that directory.
-    pub tls_named: bool,
-    /// Whether gRPC may go between hosts in plain text.
-    pub insecure_metad: bool,
-}
-
-impl Places {
-    /// Defaults where nothing is set; relative paths are taken from the current directory.
-    pub fn new(paths: Paths) -> anyhow::Result<Self> {
-        let absolute = |path: Option<PathBuf>, default: &str| {
-            let path = path.unwrap_or_else(|| default.into());
-            std::path::absolute(&path).with_context(|| format!("cannot resolve {}", path.display()))
-        };
-        let run = absolute(paths.run_dir, "/run/harbour")?;
-        Ok(Self {
-            metad: paths
-                .metad
-                .unwrap_or_else(|| format!("unix:{}", run.join("metad.sock").display())),
-            state: absolute(paths.state_dir, "/var/lib/harbour")?,
-            mount: absolute(paths.mount, "/harbour")?,
-            transport: paths.transport,
-            tls_named: paths.tls_dir.is_some(),
-            tls: absolute(paths.tls_dir, "/etc/harbour/tls")?,
-            insecure_metad: paths.insecure_metad.unwrap_or(false),
-            run,
-        })
-    }
-
-    /// Metad's unix socket on this host.
-    pub fn metad_socket(&self) -> PathBuf {
-        self.run.join("metad.sock")
-    }
-
-    /// The donor's data socket on this host.
-    pub fn donor_socket(&self) -> PathBuf {
-        self.run.join("donor.sock")
-    }
-
-    /// Where the files are served that fast views are mounted from.
-    pub fn devices(&self) -> PathBuf {
-        self.run.join("devices")
-    }
-
-    /// Where the fast views are mounted.
-    pub fn views(&self) -> PathBuf {
-        self.run.join("view")
-    }
-
-    /// Where the donor notes its epoch, for the one after it.
-    pub fn donor_epoch(&self) -> PathBuf {
-        self.run.join("donor.epoch")
-    }
-
-    /// Where the process ID of `what` is kept.
-    pub fn pid_file(&self, what: &str) -> PathBuf {
-        self.run.join(format!("{what}.pid"))
-    }
-
-    /// Makes the directories that are ours, readable by root alone where they hold secrets or data.
-    pub fn create(&self) -> anyhow::Result<()> {
-        use std::os::unix::fs::DirBuilderExt as _;
-        for (dir, mode) in [(&self.state, 0o700), (&self.run, 0o755)] {
-            std::fs::DirBuilder::new()
-                .recursive(true)
-                .mode(mode)
-                .create(dir)
-                .with_context(|| format!("cannot create {}", dir.display()))?;
-        }
-        Ok(())
-    }
-
-    /// These places as flags for a child process.
-    pub fn flags(&self) -> Vec<std::ffi::OsString> {
-        let mut flags: Vec<std::ffi::OsString> = vec![
-            "--state-dir".into(),
-            self.state.clone().into(),
-            "--run-dir".into(),
-            self.run.clone().into(),
-            "--mount".into(),
-            self.mount.clone().into(),
-            "--metad".into(),
-            self.metad.clone().into(),
-        ];
-        if let Some(transport) = self.transport {
-            flags.extend(["--transport".into(), transport.name().into()]);
-        }
-        if self.tls_named {
-            flags.extend(["--tls-dir".into(), self.tls.clone().into()]);
-        }
-        if self.insecure_metad {
-            flags.push("--insecure-metad".into());
-        }
-        flags
+    /// Which RDMA devices may be used: by the flag, else by the part's section, else by the file.
+    pub fn devices(&self, flag: Option<&RdmaDevice>, section: Option<&RdmaDevice>) -> Devices {
+        let choice = flag.or(section).or(self.rdma_device.as_ref());
+        choice.map_or(Devices::Any, |choice| choice.0.clone())
     }
 }
 
@@ -592,7 +395,7 @@ mod tests {
     #[test]
     fn unknown_keys_are_errors_and_flags_win() {
         let file: File = toml::from_str(
-            "state_dir = '/s'\nmetad_url = 'https://[::1]:1'\ntls_dir = '/t'\ninsecure_metad = false\n[donor]\nlend = '2GiB'\nhuge_pages = 'never'\n\
+            "state_dir = '/s'\nrdma_device = 'rxe0'\nmetad_url = 'https://[::1]:1'\ntls_dir = '/t'\ninsecure_metad = false\n[donor]\nlend = '2GiB'\nhuge_pages = 'never'\n\
              [registry.\"docker.io\"]\nmirrors = ['m:5000']\ninsecure = true\n",
         )
         .expect("valid");
@@ -607,8 +410,14 @@ mod tests {
         let places = Places::new(file.paths()).expect("absolute");
         assert_eq!((places.tls_named, places.tls), (true, "/t".into()));
         assert!(file.registry["docker.io"].insecure);
+        let (flag, off) = ("mlx5_1".parse().ok(), "none".parse().ok());
+        let named = |name: &str| Devices::Named(name.to_owned());
+        assert_eq!(file.devices(None, None), named("rxe0"));
+        assert_eq!(file.devices(None, off.as_ref()), Devices::Off);
+        assert_eq!(file.devices(flag.as_ref(), off.as_ref()), named("mlx5_1"));
         for bad in [
             "stat_dir = '/s'",
+            "rdma_device = 'a b'",
             "[donor]\nlended = 1",
             "[registry.x]\nmirror = 1",
             "[nodes]\n",

@@ -10,8 +10,34 @@ use harbour_metad_client::v1;
 use harbour_pool::{
     connector::{AddressDialer, Connector, ConnectorConfig, Endpoint, Preference},
     token::{RegionKey, Token},
-    transport::{Access, Read, RegionId, TransportError, Write},
+    transport::{Access, Read, RegionId, TransportError, TransportKind, Write},
+    verbs::Devices,
 };
+
+/// Which ways to donors may be taken.
+#[derive(Clone, Debug, Default)]
+pub struct Ways {
+    /// Transports.
+    pub preference: Preference,
+    /// RDMA devices of this host.
+    pub devices: Devices,
+}
+
+impl Ways {
+    /// What connects by them.
+    pub fn dialer(&self, access: Access) -> AddressDialer {
+        AddressDialer::new(access, Token::NONE, self.preference).with_devices(self.devices.clone())
+    }
+}
+
+/// How this host reads from one donor.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Travel {
+    /// The transport.
+    pub transport: &'static str,
+    /// Why it is TCP and not RDMA, where there is something to say.
+    pub remark: Option<String>,
+}
 
 /// Donors that were heard of, and connections to them.
 pub struct Link {
@@ -21,10 +47,9 @@ pub struct Link {
 }
 
 impl Link {
-    /// A link that may read, and write too when `access` says so, over the transports that
-    /// `preference` allows.
-    pub fn new(access: Access, preference: Preference) -> Self {
-        let dialer = Arc::new(AddressDialer::new(access, Token::NONE, preference));
+    /// A link that may read, and write too when `access` says so, by the `ways` that are allowed.
+    pub fn new(access: Access, ways: &Ways) -> Self {
+        let dialer = Arc::new(ways.dialer(access));
         Self {
             connector: Connector::new(Arc::clone(&dialer) as _, ConnectorConfig::default()),
             dialer,
@@ -99,13 +124,33 @@ impl Link {
         kind.map_or("unknown", |kind| kind.name()).to_owned()
     }
 
-    /// The transport of every donor that there is a connection to, by metad's number.
-    pub fn transports(&self) -> BTreeMap<u64, &'static str> {
+    /// Why bytes from that donor travel by TCP, or would, where RDMA might carry them.
+    pub fn remark(&self, donor: u64) -> Option<String> {
+        match self.connector.kind(donor) {
+            Some(TransportKind::Tcp) => self.dialer.remark(donor),
+            Some(_) => None,
+            None => {
+                let known = self.donors.read().unwrap_or_else(PoisonError::into_inner);
+                let endpoint = known.get(&donor)?;
+                let first = self.dialer.first_choice(&endpoint.addresses);
+                (first == Some(TransportKind::Tcp))
+                    .then(|| self.dialer.why_tcp(&endpoint.addresses))?
+            }
+        }
+    }
+
+    /// How every donor is read that there is a connection to, by metad's number. Cheap: looks at no
+    /// device.
+    pub fn travels(&self) -> BTreeMap<u64, Travel> {
         let known = self.donors.read().unwrap_or_else(PoisonError::into_inner);
-        known
-            .keys()
-            .filter_map(|donor| Some((*donor, self.connector.kind(*donor)?.name())))
-            .collect()
+        let travel = |donor: &u64| {
+            let kind = self.connector.kind(*donor)?;
+            let tcp = kind == TransportKind::Tcp;
+            let remark = tcp.then(|| self.dialer.remark(*donor)).flatten();
+            let transport = kind.name();
+            Some((*donor, Travel { transport, remark }))
+        };
+        known.keys().filter_map(travel).collect()
     }
 
     fn endpoint(&self, donor: u64, epoch: u64) -> Result<Endpoint, TransportError> {

@@ -13,13 +13,13 @@ use std::{
 
 use harbour_image::object::{ObjectId, PACK_MAX, PackId, hash_object};
 use harbour_metad_client::{Client, Error as ClientError, v1};
-use harbour_pool::{
-    connector::Preference,
-    transport::{Access, Read, RegionId, TransportError},
-};
+use harbour_pool::transport::{Access, Read, RegionId, TransportError};
 use tokio::{sync::mpsc, task::JoinSet};
 
-use crate::{ingest::packer::pack_id, link::Link};
+use crate::{
+    ingest::packer::pack_id,
+    link::{Link, Ways},
+};
 
 /// Copies at the same time, each with a pack in memory.
 const AT_ONCE: usize = 4;
@@ -70,9 +70,9 @@ enum CopyError {
 
 impl Mover {
     /// Begins to wait for tasks. Must be called inside a tokio runtime.
-    pub fn start(client: &Client, preference: Preference) -> Self {
+    pub fn start(client: &Client, ways: &Ways) -> Self {
         let (leases, receiver) = mpsc::channel(LEASES_MAX);
-        let link = Arc::new(Link::new(Access::ReadWrite, preference));
+        let link = Arc::new(Link::new(Access::ReadWrite, ways));
         tokio::spawn(run(client.clone(), link, receiver));
         Self { leases }
     }

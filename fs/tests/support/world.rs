@@ -389,6 +389,10 @@ impl Pool for World {
             "far".into()
         }
     }
+
+    fn remark(&self, _: u64) -> Option<String> {
+        None
+    }
 }
 
 impl Refill for World {

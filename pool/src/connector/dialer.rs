@@ -1,6 +1,11 @@
 //! Which of a donor's addresses is taken.
 
-use std::{io, net::SocketAddr, path::PathBuf, sync::Arc, time::Instant};
+use std::{
+    collections::BTreeMap, error::Error as _, io, net::SocketAddr, path::PathBuf, sync::Arc,
+    time::Instant,
+};
+
+use parking_lot::Mutex;
 
 use super::{Dial, Endpoint};
 use crate::{
@@ -9,8 +14,11 @@ use crate::{
     tcp::{self, TcpTransport},
     token::Token,
     transport::{Access, Transport, TransportError, TransportKind, unreachable},
-    verbs::{self, VerbsTransport},
+    verbs::{self, Devices, VerbsTransport},
 };
+
+/// Donors whose remarks are kept; more than that and all are forgotten.
+const MAX_REMARKS: usize = 1024;
 
 /// Which transports may be used.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -23,13 +31,15 @@ pub enum Preference {
 }
 
 /// Connects by address, over the transports of this crate.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub struct AddressDialer {
     access: Access,
     token: Token,
     preference: Preference,
     host: Option<String>,
-    device: Option<String>,
+    devices: Devices,
+    /// Why the last connection to a donor is TCP, where there is something to say.
+    remarks: Mutex<BTreeMap<u64, String>>,
 }
 
 /// One way to a donor.
@@ -49,13 +59,14 @@ impl AddressDialer {
             token,
             preference,
             host: host::id(),
-            device: None,
+            devices: Devices::Any,
+            remarks: Mutex::default(),
         }
     }
 
-    /// The same over the RDMA device of this name, whatever address this host reaches a donor from.
-    pub fn with_device(self, device: Option<String>) -> Self {
-        Self { device, ..self }
+    /// The same over these RDMA devices.
+    pub fn with_devices(self, devices: Devices) -> Self {
+        Self { devices, ..self }
     }
 
     /// The ways to a donor with these addresses, best first.
@@ -66,14 +77,14 @@ impl AddressDialer {
             let paths = addresses.iter().filter_map(|address| shm::path_of(address));
             ways.extend(paths.map(Way::Shm));
         }
-        if self.allows(TransportKind::Verbs) {
+        if self.allows(TransportKind::Verbs) && self.devices != Devices::Off {
             let peers = addresses
                 .iter()
                 .filter_map(|address| verbs::peer_of(address));
             // Where this host has no device there is nothing to try, unless nothing else may be.
             let tried = |peer: &SocketAddr| {
                 self.preference != Preference::Auto
-                    || verbs::may_reach(*peer, self.device.as_deref())
+                    || verbs::obstacle(*peer, &self.devices).is_none()
             };
             ways.extend(peers.filter(tried).map(Way::Verbs));
         }
@@ -91,6 +102,63 @@ impl AddressDialer {
             Way::Verbs(_) => TransportKind::Verbs,
             Way::Tcp(_) => TransportKind::Tcp,
         })
+    }
+
+    /// Why bytes from a donor with these addresses travel by TCP where RDMA might carry them; `None`
+    /// when neither end has a device, or nothing stands against it. Looks at this host's devices.
+    pub fn why_tcp(&self, addresses: &[String]) -> Option<String> {
+        let peers: Vec<_> = addresses
+            .iter()
+            .filter_map(|address| verbs::peer_of(address))
+            .collect();
+        if peers.is_empty() && !verbs::any_device() {
+            return None;
+        }
+        if let Preference::Only(kind) = self.preference {
+            return Some(format!(
+                "{kind} is the one transport that may be used (--transport)"
+            ));
+        }
+        if self.devices == Devices::Off {
+            return Some("RDMA is turned off here (--rdma-device none)".to_owned());
+        }
+        if peers.is_empty() {
+            return Some(
+                "the donor offers no RDMA: no device of its host has an address that it listens on, \
+                 or it was told to use none"
+                    .to_owned(),
+            );
+        }
+        let mut obstacles = peers
+            .iter()
+            .map(|peer| verbs::obstacle(*peer, &self.devices));
+        match obstacles.next() {
+            Some(Some(first)) if obstacles.all(|other| other.is_some()) => Some(first),
+            _ => None,
+        }
+    }
+
+    /// What [`AddressDialer::why_tcp`] said, or what failed, when the last connection to `donor` was
+    /// made; `None` when that is not TCP.
+    pub fn remark(&self, donor: u64) -> Option<String> {
+        self.remarks.lock().get(&donor).cloned()
+    }
+
+    /// Notes why a connection to a donor is what it is.
+    fn note(&self, endpoint: &Endpoint, way: &Way, failed: Option<String>) {
+        let remark = match (way, failed) {
+            (Way::Shm(_) | Way::Verbs(_), _) => None,
+            (Way::Tcp(_), Some(error)) => Some(format!("RDMA was tried and failed: {error}")),
+            (Way::Tcp(_), None) => self.why_tcp(&endpoint.addresses),
+        };
+        let mut remarks = self.remarks.lock();
+        remarks.remove(&endpoint.donor);
+        if let Some(remark) = remark {
+            if remarks.len() >= MAX_REMARKS {
+                remarks.clear();
+            }
+            remarks.insert(endpoint.donor, remark);
+        }
     }
 
     fn allows(&self, kind: TransportKind) -> bool {
@@ -113,7 +181,7 @@ impl AddressDialer {
             )?),
             Way::Verbs(peer) => Arc::new(VerbsTransport::connect(
                 *peer,
-                self.device.as_deref(),
+                self.devices.name(),
                 epoch,
                 access,
                 &endpoint.keys,
@@ -140,15 +208,22 @@ impl Dial for AddressDialer {
     ) -> Result<Arc<dyn Transport>, TransportError> {
         let ways = self.ways(&endpoint.addresses);
         let mut first: Option<TransportError> = None;
+        let mut rdma: Option<String> = None;
         for (index, way) in ways.iter().enumerate() {
             let now = Instant::now();
             let left = deadline.saturating_duration_since(now);
             let share = u32::try_from(ways.len() - index).unwrap_or(u32::MAX);
             match self.go(way, endpoint, now + left / share) {
-                Ok(transport) => return Ok(transport),
+                Ok(transport) => {
+                    self.note(endpoint, way, rdma);
+                    return Ok(transport);
+                }
                 Err(error) => {
                     tracing::debug!(donor = endpoint.donor, ?way, %error, "one way to a donor is closed");
                     let epoch = matches!(error, TransportError::WrongEpoch { .. });
+                    if matches!(way, Way::Verbs(_)) {
+                        rdma.get_or_insert_with(|| chain(&error));
+                    }
                     if first.is_none() || epoch {
                         first = Some(error);
                     }
@@ -173,6 +248,17 @@ impl AddressDialer {
         let source = io::Error::new(io::ErrorKind::Unsupported, reason);
         unreachable(format!("[{}]", endpoint.addresses.join(", ")), source)
     }
+}
+
+/// An error with its causes.
+fn chain(error: &TransportError) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        text += &format!(": {error}");
+        cause = error.source();
+    }
+    text
 }
 
 #[cfg(test)]
@@ -203,16 +289,40 @@ mod tests {
         assert_eq!(only(TransportKind::Tcp), [tcp(four)]);
         assert_eq!(only(TransportKind::Shm), [shm]);
         assert_eq!(only(TransportKind::Verbs), []);
-        let verbs = ways(
+        let both = ["verbs:192.0.2.1:1", four].map(str::to_owned);
+        let only = AddressDialer::new(
+            Access::Read,
+            Token::NONE,
             Preference::Only(TransportKind::Verbs),
-            &["verbs:192.0.2.1:1", four],
         );
-        assert_eq!(verbs, [Way::Verbs("192.0.2.1:1".parse().unwrap())]);
+        let verbs = Way::Verbs("192.0.2.1:1".parse().unwrap());
+        assert_eq!(only.ways(&both), [verbs]);
+        assert_eq!(only.with_devices(Devices::Off).ways(&both), []);
         let no_device = ways(auto, &["verbs:192.0.2.1:1", four]);
         assert_eq!(
             no_device,
             [tcp(four)],
             "no device has a route to a documentation address"
         );
+    }
+
+    #[test]
+    fn why_it_is_tcp_is_said_where_rdma_might_be() {
+        let offered = ["verbs:192.0.2.1:1", "tcp:192.0.2.1:1"].map(str::to_owned);
+        let new = |preference| AddressDialer::new(Access::Read, Token::NONE, preference);
+        let says = |dialer: &AddressDialer, words: &str| {
+            let said = dialer.why_tcp(&offered).unwrap();
+            assert!(said.contains(words), "{said}");
+        };
+        let forced = new(Preference::Only(TransportKind::Tcp));
+        says(&forced, "--transport");
+        let off = new(Preference::Auto).with_devices(Devices::Off);
+        says(&off, "--rdma-device none");
+        // No host has one of this name, and few have any.
+        let named = new(Preference::Auto).with_devices(Devices::Named("nosuchdev".to_owned()));
+        says(&named, "no RDMA device");
+        if !verbs::any_device() {
+            assert_eq!(off.why_tcp(&["tcp:192.0.2.1:1".to_owned()]), None);
+        }
     }
 }

@@ -79,6 +79,21 @@ impl Finding {
     pub fn works(&self) -> bool {
         matches!(self.state, State::Works { .. })
     }
+
+    /// The one device that it is about; `None` when it is about all of RDMA.
+    pub fn device(&self) -> Option<&str> {
+        match &self.state {
+            State::NoLibrary(_) | State::NoDevice | State::LockedMemory { .. } => None,
+            State::NoDriver { devices } => match devices.as_slice() {
+                [device] => Some(device),
+                _ => None,
+            },
+            State::NoAddress { device }
+            | State::Down { device, .. }
+            | State::Broken { device, .. }
+            | State::Works { device, .. } => Some(device),
+        }
+    }
 }
 
 /// Looks at the library, every device and the limits of this process. One finding at least.

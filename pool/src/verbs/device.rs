@@ -20,6 +20,39 @@ const ROCE_V2: &str = "RoCE v2";
 /// GIDs of a port that are looked at.
 const MAX_GIDS: usize = 1024;
 
+/// Which RDMA devices of this host may be used.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum Devices {
+    /// Those that have the addresses in question: for a donor the ones it listens on, for a reader
+    /// the one from which this host reaches the donor.
+    #[default]
+    Any,
+    /// The one of this name alone. A reader uses it whatever address this host reaches a donor
+    /// from; a donor lends through it where it has an address that is listened on.
+    Named(String),
+    /// None: RDMA is turned off.
+    Off,
+}
+
+impl Devices {
+    /// The name, where one is given.
+    pub fn name(&self) -> Option<&str> {
+        match self {
+            Self::Named(name) => Some(name),
+            Self::Any | Self::Off => None,
+        }
+    }
+
+    /// Whether the device of this name may be used.
+    pub fn allow(&self, device: &str) -> bool {
+        match self {
+            Self::Any => true,
+            Self::Named(name) => name == device,
+            Self::Off => false,
+        }
+    }
+}
+
 /// Why there is no RDMA here, or not to that address.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum DeviceError {

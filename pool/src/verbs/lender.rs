@@ -12,7 +12,7 @@ use parking_lot::Mutex;
 
 use super::{
     MAX_READS,
-    device::{Adapter, DeviceError, Gid, gid_of, gids, names},
+    device::{Adapter, DeviceError, Devices, Gid, gid_of, gids, names},
     frames::{Answer, End, RemoteKey, Request},
 };
 use crate::{
@@ -82,14 +82,19 @@ impl Registered {
 impl Lender {
     /// The devices of a donor; `None` where there are none, which is the usual case and no error.
     pub(crate) fn open(config: &DonorConfig) -> Option<Self> {
-        if config.listen.is_empty() || !config.rdma {
+        if config.listen.is_empty() || config.rdma == Devices::Off {
             return None;
         }
-        match Self::new(&config.listen) {
+        match Self::new(&config.listen, &config.rdma) {
             Ok(lender) => {
                 let addresses = lender.addresses();
                 tracing::info!(name = config.name, ?addresses, "lending over RDMA");
                 Some(lender)
+            }
+            // Who names a device expects it to be used.
+            Err(error) if config.rdma.name().is_some() => {
+                tracing::warn!(name = config.name, device = config.rdma.name(), %error, "lending without RDMA");
+                None
             }
             Err(error) => {
                 tracing::info!(name = config.name, %error, "lending without RDMA");
@@ -98,15 +103,16 @@ impl Lender {
         }
     }
 
-    /// Opens the devices that have the addresses listened on; where that is all of a host's, all
-    /// devices.
+    /// Opens the devices, of those allowed, that have the addresses listened on; where that is all
+    /// of a host's, all devices.
     ///
     /// # Errors
     /// When there is none; the error says why.
-    fn new(listen: &[SocketAddr]) -> Result<Self, DeviceError> {
+    fn new(listen: &[SocketAddr], allowed: &Devices) -> Result<Self, DeviceError> {
         let wanted: HashSet<_> = listen.iter().map(|address| gid_of(address.ip())).collect();
         let any = listen.iter().any(|address| address.ip().is_unspecified());
-        let all = names().into_iter().flat_map(|name| gids(&name));
+        let names = names().into_iter().filter(|name| allowed.allow(name));
+        let all = names.flat_map(|name| gids(&name));
         let mine: Vec<Gid> = all
             .filter(|gid| any || wanted.contains(&gid.bytes))
             .collect();

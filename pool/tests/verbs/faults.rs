@@ -12,6 +12,7 @@ use harbour_pool::{
     HugePages,
     token::Token,
     transport::{Access, Read, RegionId, TransportError, TransportKind, Write},
+    verbs::Devices,
 };
 use nix::sys::signal::Signal;
 
@@ -152,7 +153,7 @@ fn a_reader_without_a_device_for_it_is_told() {
     // A donor that does not lend over RDMA says so, and there is still TCP.
     let plain = tempfile::tempdir().unwrap();
     let mut config = crate::donors::config(plain.path().join("donor"));
-    config.rdma = false;
+    config.rdma = Devices::Off;
     let server = harbour_pool::donor::DonorServer::start(config).unwrap();
     assert!(server.rdma_addresses().is_empty());
     let device = devices().1;

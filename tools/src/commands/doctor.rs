@@ -8,6 +8,8 @@ use serde_json::json;
 use super::{Context, daemon, status};
 use crate::{cli::Listing, failure::Code, output, size::Size};
 
+mod rdma;
+
 /// A certificate that ends sooner than this is spoken of.
 const CERTIFICATE_DAYS: i64 = 30;
 
@@ -62,7 +64,7 @@ pub(super) fn run(context: &Context, args: &Listing) -> anyhow::Result<ExitCode>
         locked_memory(),
         open_files(),
     ];
-    findings.extend(rdma());
+    findings.extend(rdma::host(&context.ways(None, None).devices));
     findings.push(state_directory(context));
     findings.extend(certificates(context));
     findings.extend(daemons(context));
@@ -206,22 +208,6 @@ fn huge_pages() -> Finding {
             "sysctl vm.nr_hugepages=N, before the donor starts",
         )
     }
-}
-
-/// What stands between this host and RDMA. Without it donors on other hosts are read over TCP, so
-/// nothing here is worse than weak.
-fn rdma() -> Vec<Finding> {
-    let found = harbour_pool::verbs::check().into_iter();
-    found
-        .map(|found| {
-            let grade = if found.works() {
-                Grade::Good
-            } else {
-                Grade::Weak
-            };
-            finding("rdma", grade, found.detail, found.next)
-        })
-        .collect()
 }
 
 /// Freeing ordinary pages takes a quarter of a second for each GiB that readers map, 2 MiB pages a
@@ -430,7 +416,7 @@ fn daemons(context: &Context) -> Vec<Finding> {
                     "",
                 )
             };
-            vec![
+            let mut findings = vec![
                 finding(
                     "metad",
                     Grade::Good,
@@ -438,7 +424,9 @@ fn daemons(context: &Context) -> Vec<Finding> {
                     "",
                 ),
                 pool,
-            ]
+            ];
+            findings.extend(rdma::donors(context, &donors));
+            findings
         }
     }
 }

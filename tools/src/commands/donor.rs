@@ -52,7 +52,7 @@ pub(super) fn run(context: &Context, args: DonorArgs) -> anyhow::Result<ExitCode
         config::HugePages::Require => HugePages::Require,
     };
     let socket = context.places.donor_socket();
-    let preference = context.preference(keys.transport);
+    let ways = context.ways(keys.transport, keys.rdma_device.as_ref());
     let network = Network::of(args.listen, args.advertise, &keys);
     let lending = Lending::of(&keys)?;
     let huge = lending.huge(huge);
@@ -60,6 +60,7 @@ pub(super) fn run(context: &Context, args: DonorArgs) -> anyhow::Result<ExitCode
         huge,
         listen: network.listen,
         lock: keys.lock_memory == Some(true),
+        rdma: ways.devices.clone(),
         ..DonorConfig::new(&name, &socket, lending.at_first)
     })?);
     let changed = Arc::new(Notify::new());
@@ -86,7 +87,7 @@ pub(super) fn run(context: &Context, args: DonorArgs) -> anyhow::Result<ExitCode
             &server,
             donor,
             replaces,
-            Mover::start(&client, preference),
+            Mover::start(&client, &ways),
         );
         lease.keep(&changed, &stop).await;
         if let (Some(limit), Some(id)) = (keys.drain(), lease.id) {

@@ -181,6 +181,11 @@ pub(super) fn transport<'a>(donor: &v1::Donor, node: &'a serde_json::Value) -> O
     node["transports"][donor.id.to_string()].as_str()
 }
 
+/// Why that is TCP and not RDMA, where there is something to say.
+pub(super) fn remark<'a>(donor: &v1::Donor, node: &'a serde_json::Value) -> Option<&'a str> {
+    node["transport_remarks"][donor.id.to_string()].as_str()
+}
+
 pub(super) fn donor_state(donor: &v1::Donor) -> &'static str {
     match (donor.live, donor.draining) {
         (false, _) => "silent",
@@ -196,7 +201,7 @@ pub(super) fn donor_json(donor: &v1::Donor, node: &serde_json::Value) -> serde_j
         "lent_bytes": donor.regions.iter().map(|r| r.len).sum::<u64>(), "used_bytes": donor.used_bytes,
         "huge_pages": donor.regions.iter().any(|r| r.huge_pages),
         "heard_ms_ago": donor.heard_ms_ago, "addresses": donor.addresses,
-        "transport": transport(donor, node),
+        "transport": transport(donor, node), "transport_remark": remark(donor, node),
         "failure_domain": donor.failure_domain, "draining": donor.draining, "free_bytes": donor.free_bytes,
         "regions": donor.regions.iter().map(|r| json!({
             "id": r.id, "len_bytes": r.len, "huge_pages": r.huge_pages,

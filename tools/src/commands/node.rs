@@ -48,8 +48,8 @@ pub(super) fn run(context: &Context, args: NodeArgs) -> anyhow::Result<ExitCode>
     let Some(client) = runtime.block_on(context.patient_client(&stop))? else {
         return Ok(ExitCode::SUCCESS);
     };
-    let preference = context.preference(keys.transport);
-    let link = Arc::new(Link::new(Access::Read, preference));
+    let ways = context.ways(keys.transport, keys.rdma_device.as_ref());
+    let link = Arc::new(Link::new(Access::Read, &ways));
     let spool = Spool::new(&context.places.state)
         .with_context(|| format!("cannot make a file in {}", context.places.state.display()))?;
     let outside = Outside {
@@ -166,8 +166,8 @@ fn file_system(
         &context.file,
         false,
     )?);
-    let preference = context.preference(keys.transport);
-    let writing = Arc::new(Link::new(Access::ReadWrite, preference));
+    let ways = context.ways(keys.transport, keys.rdma_device.as_ref());
+    let writing = Arc::new(Link::new(Access::ReadWrite, &ways));
     let refiller = Arc::new(Refiller::new(
         outside.client,
         writing,
@@ -247,7 +247,7 @@ async fn keep_page(
             generation,
             &shown.fast_view,
             &names,
-            &shown.link.transports(),
+            &shown.link.travels(),
         ) {
             tracing::debug!(%error, "the page cannot be written");
         }

@@ -33,8 +33,9 @@ pub(super) fn run(context: &Context, args: cli::Pull) -> anyhow::Result<ExitCode
     let outcome = runtime.block_on(async {
         let stop = Stop::on_signals()?;
         let client = context.client().await?;
-        let preference = context.preference(args.keys.transport.or(context.file.pull.transport));
-        let link = Arc::new(Link::new(Access::ReadWrite, preference));
+        let section = &context.file.pull;
+        let ways = context.ways(section.transport, section.rdma_device.as_ref());
+        let link = Arc::new(Link::new(Access::ReadWrite, &ways));
         let mut reports = Vec::new();
         for image in &args.images {
             let spec = SourceSpec::parse(image).map_err(|error| {

@@ -185,9 +185,11 @@ fn print(
             donor.name,
             list::donor_state(donor),
             Size(donor.regions.iter().map(|region| region.len).sum()),
-            match list::transport(donor, node) {
-                Some(transport) => format!("read over {transport} from here"),
-                None => "not read from here yet".to_owned(),
+            match (list::transport(donor, node), list::remark(donor, node)) {
+                (Some(transport), Some(remark)) =>
+                    format!("read over {transport} from here: {remark}"),
+                (Some(transport), None) => format!("read over {transport} from here"),
+                (None, _) => "not read from here yet".to_owned(),
             }
         );
     }

@@ -28,7 +28,7 @@ impl Pool {
             .unwrap()
         };
         let donors = vec![start("a"), start("b"), start("c")];
-        let link = Link::new(Access::ReadWrite, Preference::Auto);
+        let link = Link::new(Access::ReadWrite, &Ways::default());
         link.learn(&messages(&donors));
         Self {
             donors,

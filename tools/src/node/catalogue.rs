@@ -240,6 +240,10 @@ impl Pool for Reads {
         }
         self.0.describe(donor)
     }
+
+    fn remark(&self, donor: u64) -> Option<String> {
+        self.0.remark(donor)
+    }
 }
 
 /// Sends reports to metad as they come, until the catalogue is dropped.

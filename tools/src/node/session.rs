@@ -14,7 +14,11 @@ use serde_json::json;
 use tokio::sync::Notify;
 
 use super::{catalogue::Remote, views::Keeper};
-use crate::{config::Places, link::Link, stop::Stop};
+use crate::{
+    config::Places,
+    link::{Link, Travel},
+    stop::Stop,
+};
 
 /// Pause before metad is asked again after a failure.
 const RETRY: Duration = Duration::from_millis(250);
@@ -204,11 +208,17 @@ impl Page {
         generation: u64,
         fast_view: &str,
         views: &[String],
-        transports: &BTreeMap<u64, &str>,
+        travels: &BTreeMap<u64, Travel>,
     ) -> std::io::Result<()> {
+        let transports: BTreeMap<_, _> = (travels.iter())
+            .map(|(donor, travel)| (donor, travel.transport))
+            .collect();
+        let remarks: BTreeMap<_, _> = (travels.iter())
+            .filter_map(|(donor, travel)| Some((donor, travel.remark.as_ref()?)))
+            .collect();
         let page = json!({
             "ready": ready, "generation": generation, "fast_view": fast_view, "views": views,
-            "transports": transports,
+            "transports": transports, "transport_remarks": remarks,
         });
         let text = page.to_string();
         let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
