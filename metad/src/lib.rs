@@ -6,12 +6,15 @@
 //! ([`space`]) and its order of eviction ([`policy`]) and writes one transaction through `store`,
 //! the only place with SQL. Readers' questions go past the engine's lock to read-only connections.
 //!
+//! Who holds what under which lease is a machine of its own ([`locks`]).
+//!
 //! Time is an argument ([`clock`]), and so are faults ([`failpoint`]).
 
 pub mod clock;
 pub mod engine;
 pub mod error;
 pub mod failpoint;
+pub mod locks;
 mod metrics;
 pub mod policy;
 pub mod server;
