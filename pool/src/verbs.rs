@@ -36,6 +36,7 @@ mod device;
 pub mod frames;
 mod lane;
 pub(crate) mod lender;
+mod patience;
 mod plan;
 
 pub use check::{Finding, State, check};

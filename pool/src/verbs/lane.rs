@@ -12,7 +12,7 @@ use std::{
     io::{self, Read as _},
     net::TcpStream,
     os::fd::AsFd,
-    sync::Arc,
+    sync::{Arc, OnceLock},
     thread,
     time::{Duration, Instant},
 };
@@ -24,6 +24,7 @@ use nix::{
 
 use super::{
     device::Adapter,
+    patience::Patience,
     plan::{Place, Plan, Stream},
 };
 use crate::{
@@ -45,10 +46,6 @@ const BUFFER_BYTES: u64 = REGION_ALIGN_BYTES;
 /// Its end, which is not part of the ring: what is read behind writes lands there.
 const SCRATCH_BYTES: usize = 4096;
 const RING_BYTES: usize = BUFFER_BYTES as usize - SCRATCH_BYTES;
-/// Completions that come sooner than this are waited for awake, where there is a second processor:
-/// sleeping and waking costs as much as what is waited for.
-const AWAKE: Duration = Duration::from_micros(200);
-
 /// A connected queue pair.
 #[derive(Debug)]
 pub(super) struct Lane {
@@ -64,8 +61,7 @@ pub(super) struct Lane {
     freed: u64,
     next_id: u64,
     came: Vec<(u64, Outcome)>,
-    /// How long waits were of late.
-    typical: Duration,
+    patience: Patience,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -118,7 +114,7 @@ impl Lane {
             freed: 0,
             next_id: 0,
             came: Vec::new(),
-            typical: Duration::ZERO,
+            patience: Patience::default(),
         })
     }
 
@@ -308,15 +304,15 @@ impl Lane {
     /// Waits until something came, which is then in `came`.
     fn wait(&mut self, deadline: Instant) -> Result<(), Fault> {
         let start = Instant::now();
-        let awake = match self.typical {
-            typical if typical <= AWAKE && several_processors() => 2 * typical.max(AWAKE / 8),
-            _ => Duration::ZERO,
+        // With one processor nothing can come while this is awake.
+        let awake = match several_processors() {
+            true => self.patience.awake(),
+            false => Duration::ZERO,
         };
         let mut armed = false;
         loop {
             if self.completions.poll(&mut self.came)? > 0 {
-                // A mean that forgets all but the last few.
-                self.typical = (self.typical * 3 + start.elapsed()) / 4;
+                self.patience.learn(awake, start.elapsed());
                 return Ok(());
             }
             let now = Instant::now();
@@ -366,8 +362,10 @@ fn parts(start: u64, len: usize) -> [(usize, usize); MAX_PIECES] {
     [(offset, first), (0, len - first)]
 }
 
+/// Asked once: the answer takes several files to read.
 fn several_processors() -> bool {
-    thread::available_parallelism().is_ok_and(|count| count.get() > 1)
+    static SEVERAL: OnceLock<bool> = OnceLock::new();
+    *SEVERAL.get_or_init(|| thread::available_parallelism().is_ok_and(|count| count.get() > 1))
 }
 
 #[cfg(test)]
