@@ -134,9 +134,11 @@ fn gids_below(sysfs: &Path, device: &str) -> Vec<Gid> {
         for entry in entries(&dir.join("gids")).into_iter().take(MAX_GIDS) {
             // Only the first 256 can be named to the hardware.
             let Ok(index) = entry.parse() else { continue };
-            let kind = read(dir.join("gid_attrs/types").join(&entry));
+            // Most places of a table are empty: of those nothing more is read.
             let bytes = read(dir.join("gids").join(&entry)).and_then(|text| parse_gid(&text));
-            if let (Some(ROCE_V2), Some(bytes)) = (kind.as_deref(), bytes) {
+            let Some(bytes) = bytes else { continue };
+            let kind = read(dir.join("gid_attrs/types").join(&entry));
+            if kind.as_deref() == Some(ROCE_V2) {
                 found.push(Gid {
                     device: device.to_owned(),
                     port,
