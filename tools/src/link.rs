@@ -3,7 +3,7 @@
 use std::{
     collections::{BTreeMap, HashMap},
     sync::{Arc, PoisonError, RwLock},
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use harbour_metad_client::v1;
@@ -13,6 +13,10 @@ use harbour_pool::{
     transport::{Access, Read, RegionId, TransportError, TransportKind, Write},
     verbs::Devices,
 };
+
+/// The longest that who writes waits for a connection. Nobody waits for a pull's single pack as for a
+/// read, and a donor that is passed over for being slow to answer once may be the only one.
+const WRITER_CONNECT: Duration = Duration::from_secs(5);
 
 /// Which ways to donors may be taken.
 #[derive(Clone, Debug, Default)]
@@ -50,8 +54,12 @@ impl Link {
     /// A link that may read, and write too when `access` says so, by the `ways` that are allowed.
     pub fn new(access: Access, ways: &Ways) -> Self {
         let dialer = Arc::new(ways.dialer(access));
+        let mut config = ConnectorConfig::default();
+        if access == Access::ReadWrite {
+            config.connect_timeout = WRITER_CONNECT;
+        }
         Self {
-            connector: Connector::new(Arc::clone(&dialer) as _, ConnectorConfig::default()),
+            connector: Connector::new(Arc::clone(&dialer) as _, config),
             dialer,
             donors: RwLock::default(),
         }
