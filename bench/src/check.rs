@@ -7,7 +7,7 @@ use anyhow::Context as _;
 use crate::{
     command, giveback,
     ingest::HARBOUR,
-    link, open,
+    link, open, rdma,
     report::{Report, markdown},
     targets::{DIRS, EXT4, SQUASHFUSE, UNREAD, VIEW},
     verify::{UNVERIFIED, VERIFIED},
@@ -136,6 +136,18 @@ const THRESHOLDS: &[Threshold] = &[
         Bound::Speed(link::IPERF, 0.6),
     ),
     of("link", "read-4k", link::TCP, Bound::Time(link::SOCKET, 1.5)),
+    of(
+        "rdma",
+        "read-1m",
+        rdma::VERBS,
+        Bound::Speed(rdma::BANDWIDTH, 0.8),
+    ),
+    of(
+        "rdma",
+        "read-4k",
+        rdma::VERBS,
+        Bound::Time(rdma::LATENCY, 1.5),
+    ),
     of(
         "giveback",
         giveback::GIVE_BACK,

@@ -17,6 +17,7 @@ mod machine;
 mod memory;
 mod mounts;
 mod open;
+mod rdma;
 mod report;
 mod sandbox;
 mod targets;
@@ -53,6 +54,8 @@ enum Command {
     Link(Common),
     /// Time until a donor under pressure has given memory back, while it is read
     Giveback(Common),
+    /// The verbs transport beside perftest, from what tests/rdma/run measured in its guest
+    Rdma(rdma::Options),
     /// The other end of `link`
     #[command(hide = true)]
     FarSide,
@@ -126,6 +129,7 @@ fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Workloads(o) => inside(&o.common.clone(), |place| workloads::run(&o, place)),
         Command::Verify(o) => inside(&o, |place| verify::run(&o, place)),
         Command::Ingest(o) => inside(&o.common.clone(), |place| ingest::run(&o, place)),
+        Command::Rdma(o) => rdma::run(&o),
         Command::FarSide => link::far::run().map(|()| ExitCode::SUCCESS),
         Command::Link(o) => inside(&o, |place| link::run(&o, place)),
         Command::Giveback(o) => inside(&o, |place| giveback::run(&o, place)),
