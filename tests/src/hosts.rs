@@ -7,7 +7,9 @@
 //! is never touched: the bridge is in the keel's namespace, and nothing leads out of it.
 //!
 //! A host is only a network namespace: all of them see one file system, so that shared memory would
-//! reach from host to host. Parts are therefore told to use TCP.
+//! reach from host to host. Parts are therefore told to use TCP. Hosts on RDMA devices ([`Seat`]) are
+//! the other way round: soft RoCE does not work from one network namespace to another, so they share
+//! the one of the test, and have mount namespaces in which each has a boot ID of its own.
 
 use std::{
     fs::File,
@@ -27,6 +29,9 @@ use crate::{
 };
 
 mod net;
+mod seats;
+
+pub use seats::Seat;
 
 /// Until the keel stands.
 const KEEL_LIMIT: Duration = Duration::from_secs(10);
@@ -52,11 +57,20 @@ pub enum Family {
     V6,
 }
 
+/// How hosts reach each other.
+#[derive(Clone, Debug)]
+enum Wires {
+    /// Cables to a bridge.
+    Cables(Family),
+    /// The network of the test.
+    Seats(Vec<Seat>),
+}
+
 /// A set of hosts, numbered from 0; metad is on host 0.
 #[derive(Debug)]
 pub struct Hosts {
     dir: TempDir,
-    family: Family,
+    wires: Wires,
     count: usize,
     keel: Child,
     /// Process 1 of the namespaces, as this process sees it.
@@ -67,6 +81,10 @@ pub struct Hosts {
 impl Hosts {
     /// Makes `count` hosts, at most 16, with nothing running on them.
     pub fn new(count: usize, family: Family) -> Result<Self> {
+        Self::make(count, Wires::Cables(family))
+    }
+
+    fn make(count: usize, wires: Wires) -> Result<Self> {
         ensure!((1..=16).contains(&count), "{count} hosts");
         ensure!(
             nix::unistd::geteuid().is_root(),
@@ -81,15 +99,13 @@ impl Hosts {
         // Names of namespaces live under /run: in a file system of the keel's own they end with it.
         let script =
             "mount -t tmpfs run /run && mkdir /run/netns && touch \"$0\" && exec sleep infinity";
+        let own = match wires {
+            Wires::Cables(_) => ["--mount", "--pid", "--net"].as_slice(),
+            Wires::Seats(_) => &["--mount", "--pid"],
+        };
         let keel = Command::new("setpriv")
-            .args([
-                "--pdeathsig",
-                "KILL",
-                "unshare",
-                "--mount",
-                "--net",
-                "--pid",
-            ])
+            .args(["--pdeathsig", "KILL", "unshare"])
+            .args(own)
             .args(["--fork", "--mount-proc", "--kill-child=KILL"])
             .args(["sh", "-c", script])
             .arg(&ready)
@@ -98,7 +114,7 @@ impl Hosts {
             .context("cannot run setpriv and unshare (package util-linux)")?;
         let mut hosts = Self {
             dir,
-            family,
+            wires,
             count,
             keel,
             init: 0,
@@ -118,7 +134,10 @@ impl Hosts {
                 std::fs::create_dir_all(hosts.host_dir(host).join(name))?;
             }
         }
-        hosts.lay_cables()?;
+        match hosts.wires {
+            Wires::Cables(_) => hosts.lay_cables()?,
+            Wires::Seats(_) => hosts.part_ways()?,
+        }
         hosts.certify()?;
         Ok(hosts)
     }
@@ -160,9 +179,12 @@ impl Hosts {
     /// The address of a host.
     pub fn address(&self, host: usize) -> IpAddr {
         let number = u8::try_from(host + 1).unwrap_or(u8::MAX);
-        match self.family {
-            Family::V4 => Ipv4Addr::new(10, 77, 0, number).into(),
-            Family::V6 => Ipv6Addr::new(0xfd77, 0, 0, 0, 0, 0, 0, number.into()).into(),
+        match &self.wires {
+            Wires::Cables(Family::V4) => Ipv4Addr::new(10, 77, 0, number).into(),
+            Wires::Cables(Family::V6) => {
+                Ipv6Addr::new(0xfd77, 0, 0, 0, 0, 0, 0, number.into()).into()
+            }
+            Wires::Seats(seats) => seats[host].address,
         }
     }
 
@@ -178,7 +200,10 @@ impl Hosts {
     /// A program on a host.
     pub fn on(&self, host: usize, program: impl AsRef<std::ffi::OsStr>) -> Command {
         let mut command = self.in_keel("nsenter");
-        command.arg(format!("--net=/run/netns/h{host}"));
+        command.arg(match self.wires {
+            Wires::Cables(_) => format!("--net=/run/netns/h{host}"),
+            Wires::Seats(_) => format!("--mount={}", seats::namespace(host)),
+        });
         command.arg("--").arg(program);
         command.env_remove("HARBOUR_FAILPOINT");
         command.env_remove("HARBOUR_CONFIG");
@@ -212,7 +237,11 @@ impl Hosts {
             .arg("--tls-dir")
             .arg(self.authority().join(format!("hosts/h{host}")));
         command.args(["--metad", &format!("https://{}", self.metad())]);
-        command.args(["--transport", "tcp"]).args(args);
+        match &self.wires {
+            Wires::Cables(_) => command.args(["--transport", "tcp"]),
+            Wires::Seats(seats) => command.args(["--rdma-device", &seats[host].rdma_device]),
+        };
+        command.args(args);
         command
     }
 

@@ -49,7 +49,7 @@ impl Hosts {
         ))
     }
 
-    fn keel_script(&self, script: &str) -> Result<()> {
+    pub(super) fn keel_script(&self, script: &str) -> Result<()> {
         let path = "PATH=$PATH:/usr/sbin:/sbin\n";
         let mut command = self.in_keel("sh");
         shell::run(
