@@ -35,6 +35,7 @@ mod donors;
 mod effects;
 mod evict;
 mod find;
+mod locks;
 mod nodes;
 mod options;
 mod plan;
@@ -59,6 +60,7 @@ use parking_lot::Mutex;
 use tokio::sync::watch;
 
 pub use catalogue::PAGE_BYTES;
+pub use locks::{Ask, Heard, Session, Wish};
 pub use options::{Options, REBALANCE_MIB_S, REPLICAS_MAX, Timing};
 pub use reserve::Reserving;
 pub use stage::{IndexUpload, LayerUpload};
@@ -268,9 +270,7 @@ impl State {
         donors
             .into_iter()
             .for_each(|donor| self.load_donor(donor, timing));
-        pulls
-            .into_iter()
-            .for_each(|pull| self.load_pull(pull, timing));
+        self.load_locks(pulls, timing)?;
         let unknown_until = self.started_ms
             + timing.longest_write_ms().max(timing.node_lease_ms)
             + timing.margin_ms;

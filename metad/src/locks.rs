@@ -17,10 +17,12 @@
 //! can wait for each other: a layer is fetched, committed and released whatever its host waits for
 //! meanwhile.
 
+mod key;
 mod machine;
 #[cfg(test)]
 mod tests;
 
+pub use key::{Key, KeyError};
 pub use machine::{CLAIMS_PER_KEY_MAX, CLAIMS_PER_OWNER_MAX, Machine};
 
 /// Who claims: a pull, by its number.

@@ -22,7 +22,7 @@ use tokio::{
 use tonic::transport::server::Router;
 use v1::{
     admin_server::AdminServer, catalogue_server::CatalogueServer, donors_server::DonorsServer,
-    ingest_server::IngestServer, nodes_server::NodesServer,
+    ingest_server::IngestServer, locks_server::LocksServer, nodes_server::NodesServer,
 };
 
 use crate::{
@@ -234,11 +234,13 @@ impl Server {
         } = self;
         let figures = Arc::new(Metrics::new());
         let (close, closing) = watch::channel(false);
-        let service = Service::new(engine.clone(), figures.clone(), closing.clone());
+        let service = Service::new(engine.clone(), figures.clone(), closing.clone())
+            .map_err(|e| ServerError::Serve(format!("no thread for locks: {e}")))?;
         let places = || Arc::new(Semaphore::new(CONNECTIONS));
         let (health, health_service) = tonic_health::server::health_reporter();
         health.set_serving::<CatalogueServer<Service>>().await;
         health.set_serving::<IngestServer<Service>>().await;
+        health.set_serving::<LocksServer<Service>>().await;
         health.set_serving::<DonorsServer<Service>>().await;
         health.set_serving::<NodesServer<Service>>().await;
         health.set_serving::<AdminServer<Service>>().await;
@@ -313,6 +315,7 @@ fn router(service: &Service) -> Router {
         .timeout(CALL_TIME)
         .add_service(limited!(CatalogueServer))
         .add_service(limited!(IngestServer))
+        .add_service(limited!(LocksServer))
         .add_service(limited!(DonorsServer))
         .add_service(limited!(NodesServer))
         .add_service(limited!(AdminServer))

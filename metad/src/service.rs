@@ -4,6 +4,7 @@
 mod catalogue;
 mod donors;
 mod ingest;
+mod locks;
 mod nodes;
 
 use std::{
@@ -28,7 +29,7 @@ const WRITES: usize = 32;
 const READS: usize = 32;
 /// Heartbeats at a time: apart, so that a rush of pulls costs nobody a lease.
 const LEASES: usize = 64;
-/// Watches at a time.
+/// Watches and sessions of locks at a time.
 const WATCHES: usize = 4096;
 
 /// Which queue a call waits in.
@@ -53,6 +54,7 @@ struct Inner {
     reads: Semaphore,
     leases: Semaphore,
     watches: Arc<Semaphore>,
+    desk: locks::Desk,
     /// Becomes true when the server stops: endless streams have to end then.
     closing: watch::Receiver<bool>,
 }
@@ -62,7 +64,8 @@ impl Service {
         engine: Arc<Engine>,
         metrics: Arc<Metrics>,
         closing: watch::Receiver<bool>,
-    ) -> Self {
+    ) -> std::io::Result<Self> {
+        let desk = locks::Desk::open(engine.clone())?;
         let inner = Inner {
             engine,
             metrics,
@@ -70,11 +73,12 @@ impl Service {
             reads: Semaphore::new(READS),
             leases: Semaphore::new(LEASES),
             watches: Arc::new(Semaphore::new(WATCHES)),
+            desk,
             closing,
         };
-        Self {
+        Ok(Self {
             inner: Arc::new(inner),
-        }
+        })
     }
 
     /// Runs one call in its lane and counts it.

@@ -31,6 +31,7 @@ mod failure;
 mod files;
 mod images;
 mod layers;
+mod locks;
 mod packs;
 mod pulls;
 mod reads;

@@ -61,6 +61,8 @@ pub enum Command {
     Donor(DonorArgs),
     /// List donors
     Donors(Listing),
+    /// List locks: who fetches which layer, who waits, for how long
+    Locks(Listing),
     /// Run the metadata daemon
     Metad(MetadArgs),
     /// Mount the images on this host

@@ -5,6 +5,7 @@ mod daemon;
 mod doctor;
 mod donor;
 mod list;
+mod locks;
 mod metad;
 mod node;
 mod pull;
@@ -76,6 +77,7 @@ pub fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Images(args) => list::images(&context, &args),
         Command::Layers(args) => list::layers(&context, &args),
         Command::Donors(args) => list::donors(&context, &args),
+        Command::Locks(args) => locks::locks(&context, &args),
         Command::Rm(args) => remove::run(&context, &args),
         Command::Status(args) => status::run(&context, &args),
         Command::Why(args) => why::run(&context, &args),

@@ -139,6 +139,12 @@ impl Client {
             .max_encoding_message_size(FRAME_MAX)
     }
 
+    pub(crate) fn locks(&self) -> v1::locks_client::LocksClient<Channel> {
+        v1::locks_client::LocksClient::new(self.channel.clone())
+            .max_decoding_message_size(FRAME_MAX)
+            .max_encoding_message_size(FRAME_MAX)
+    }
+
     pub(crate) fn donors(&self) -> v1::donors_client::DonorsClient<Channel> {
         v1::donors_client::DonorsClient::new(self.channel.clone())
             .max_decoding_message_size(FRAME_MAX)

@@ -11,6 +11,7 @@ mod calls;
 mod connect;
 mod endpoint;
 mod error;
+mod locks;
 mod stream;
 pub mod tls;
 
@@ -40,6 +41,7 @@ pub mod v1 {
 pub use connect::Client;
 pub use endpoint::{Endpoint, EndpointError};
 pub use error::Error;
+pub use locks::LockSession;
 pub use stream::{Snapshot, Watch};
 pub use tls::Trust;
 

@@ -8,6 +8,7 @@ use prost::Message;
 use super::{
     Around, Effects, Engine,
     collect::collect,
+    locks::Claims,
     options::REPLICAS_MAX,
     pulls::{End, end},
     reserve::wanted,
@@ -16,6 +17,7 @@ use super::{
 };
 use crate::{
     error::{Error, Hash, hash, text},
+    locks::Request,
     store::{DoneRow, ImageRow, LayerRow, NameRow, Sync, Tx},
 };
 
@@ -100,9 +102,10 @@ impl Engine {
         let token = reference.map_or(0, |reference| reference.token);
         let reach = self.reach(&state);
         let replicas = self.replicas_of_pull(&state, pull);
-        let generation = self.change(&mut state, Sync::Full, Some(around), |tx, effects| {
+        let ended = |tx: &Tx<'_>, effects: &mut Effects, claims: &mut Claims<'_>| {
             work(tx, effects, pull, replicas)?;
             let packs = end(tx, effects, pull, End::Told)?;
+            claims.apply(Request::Close { owner: pull });
             collect(tx, effects, &reach, packs)?;
             effects.touch();
             let generation = effects.sealed_generation(tx)?;
@@ -115,8 +118,8 @@ impl Engine {
                 },
             )?;
             Ok(generation)
-        })?;
-        state.pulls.remove(&pull);
+        };
+        let generation = self.change_locked(&mut state, Sync::Full, Some(around), ended)?;
         state.collect = true;
         drop(state);
         self.tell_space_freed();
@@ -201,7 +204,7 @@ impl Engine {
 
     /// Replicas of each pack that a pull writes: what it asked for, else the default.
     pub(super) fn replicas_of_pull(&self, state: &State, pull: u64) -> u32 {
-        let asked = state.pulls.get(&pull).map_or(0, |pull| pull.row.replicas);
+        let asked = state.pulls.get(&pull).map_or(0, |pull| pull.replicas);
         if asked == 0 {
             self.options.replicas
         } else {

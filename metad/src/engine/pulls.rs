@@ -2,9 +2,10 @@
 
 use harbour_metad_client::v1;
 
-use super::{Around, Effects, Engine, state::Pull};
+use super::{Around, Effects, Engine};
 use crate::{
     error::{Error, text},
+    locks::{Reply, Request},
     store::{PullRow, Sync, Tx},
 };
 
@@ -61,15 +62,21 @@ impl Engine {
             pid: request.pid,
             replicas: super::commit::replicas(request.replicas)?,
         };
-        self.change(
+        let request = Request::Open {
+            owner: row.id,
+            until_ms: self.now_ms() + self.options.timing.pull_lease_ms,
+        };
+        self.change_locked(
             &mut state,
             Sync::Process,
             Some(Around("begin.before", "begin.after")),
-            |tx, _| tx.add_pull(&row),
+            |tx, _, claims| {
+                claims.apply(request);
+                tx.add_pull(&row)
+            },
         )?;
         let lease = self.pull_lease(row.id, row.token);
-        let expires_ms = self.now_ms() + self.options.timing.pull_lease_ms;
-        state.pulls.insert(row.id, Pull { row, expires_ms });
+        state.pulls.insert(row.id, row);
         Ok(lease)
     }
 
@@ -77,11 +84,15 @@ impl Engine {
     pub fn renew(&self, reference: &v1::PullRef) -> Result<v1::PullLease, Error> {
         let now_ms = self.now_ms();
         let mut state = self.lock();
-        let id = state.pull(Some(reference), now_ms)?;
-        if let Some(pull) = state.pulls.get_mut(&id) {
-            pull.expires_ms = now_ms + self.options.timing.pull_lease_ms;
-        }
-        Ok(self.pull_lease(id, reference.token))
+        let owner = state.pull(Some(reference), now_ms)?;
+        // Nothing else ends with what is written below, for this writes nothing down.
+        self.expire_pulls(&mut state)?;
+        let until_ms = now_ms + self.options.timing.pull_lease_ms;
+        let renewed = state
+            .locks
+            .apply(Request::Renew { owner, until_ms }, now_ms);
+        debug_assert_eq!((renewed.reply, renewed.changes), (Reply::Done, Vec::new()));
+        Ok(self.pull_lease(owner, reference.token))
     }
 
     fn pull_lease(&self, pull: u64, token: u64) -> v1::PullLease {
@@ -99,53 +110,43 @@ impl Engine {
         let Some(pull) = state.pulls.get(&reference.pull) else {
             return Ok(());
         };
-        if pull.row.token != reference.token {
+        if pull.token != reference.token {
             return Err(Error::Refused(format!(
                 "pull {:x} has another fencing token",
                 reference.pull
             )));
         }
         let reach = self.reach(&state);
-        self.change(
+        self.change_locked(
             &mut state,
             Sync::Process,
             Some(Around("abort.before", "abort.after")),
-            |tx, effects| {
-                let packs = end(tx, effects, reference.pull, End::Told)?;
+            |tx, effects, claims| {
+                let owner = reference.pull;
+                let packs = end(tx, effects, owner, End::Told)?;
+                claims.apply(Request::Close { owner });
                 super::collect::collect(tx, effects, &reach, packs)
             },
         )?;
-        state.pulls.remove(&reference.pull);
         drop(state);
         self.tell_space_freed();
         Ok(())
     }
 
-    /// Undoes one pull whose lease ended.
-    pub(super) fn expire_pull(&self, state: &mut super::State, pull: u64) -> Result<(), Error> {
+    /// Undoes the pulls whose leases ended.
+    pub(super) fn expire_pulls(&self, state: &mut super::State) -> Result<(), Error> {
         let now_ms = self.now_ms();
-        let reach = self.reach(state);
-        let how = End::Silent {
-            not_before_ms: now_ms + self.options.timing.pull_lease_ms,
-        };
-        self.change(
-            state,
-            Sync::Process,
-            Some(Around("expire.before", "expire.after")),
-            |tx, effects| {
-                let packs = end(tx, effects, pull, how)?;
-                super::collect::collect(tx, effects, &reach, packs)
-            },
-        )?;
-        if let Some(gone) = state.pulls.remove(&pull) {
-            tracing::info!(
-                pull,
-                what = gone.row.what,
-                host = gone.row.host,
-                pid = gone.row.pid,
-                "pull expired"
-            );
+        if state
+            .locks
+            .next_end_ms()
+            .is_none_or(|end_ms| end_ms > now_ms)
+        {
+            return Ok(());
         }
-        Ok(())
+        let around = Around("expire.before", "expire.after");
+        self.change_locked(state, Sync::Process, Some(around), |_, _, claims| {
+            claims.apply(Request::Tick);
+            Ok(())
+        })
     }
 }

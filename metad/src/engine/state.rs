@@ -2,9 +2,10 @@
 
 use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 
-use super::{Timing, copies::Copies, effects::Effects, nodes::Budget};
+use super::{Timing, copies::Copies, effects::Effects, locks::Listener, nodes::Budget};
 use crate::{
     error::{Error, Hash},
+    locks::{Key, Machine},
     policy::Policy,
     space::{Book, Place, Space},
     store::{DonorRow, ExtentRow, PullRow, QuarantineRow, Writer},
@@ -12,13 +13,6 @@ use crate::{
 
 /// Freed packs that are remembered for nodes that lag; one that lags more forgets everything.
 const FREED_LOG: usize = 65_536;
-
-/// A pull's lease.
-#[derive(Debug)]
-pub(super) struct Pull {
-    pub(super) row: PullRow,
-    pub(super) expires_ms: u64,
-}
 
 /// A donor's lease.
 #[derive(Debug)]
@@ -60,7 +54,11 @@ pub(super) struct State {
     pub(super) writer: Writer,
     pub(super) space: Space,
     pub(super) policy: Box<dyn Policy>,
-    pub(super) pulls: BTreeMap<u64, Pull>,
+    /// Their leases are those of the owners of locks.
+    pub(super) pulls: BTreeMap<u64, PullRow>,
+    pub(super) locks: Machine<Key>,
+    /// Who is told of each pull's locks.
+    pub(super) listeners: HashMap<u64, Listener>,
     pub(super) donors: BTreeMap<u64, DonorLease>,
     pub(super) nodes: HashMap<u64, Node>,
     pub(super) copies: Copies,
@@ -93,6 +91,8 @@ impl State {
             space: Space::new(),
             policy,
             pulls: BTreeMap::new(),
+            locks: Machine::new(boot << 32),
+            listeners: HashMap::new(),
             donors: BTreeMap::new(),
             nodes: HashMap::new(),
             copies: Copies::new(now_ms),
@@ -135,11 +135,6 @@ impl State {
         self.donors.insert(donor.id, lease);
     }
 
-    pub(super) fn load_pull(&mut self, row: PullRow, timing: &Timing) {
-        let expires_ms = self.started_ms + timing.pull_lease_ms + timing.grace_ms;
-        self.pulls.insert(row.id, Pull { row, expires_ms });
-    }
-
     pub(super) fn hold(&mut self, row: QuarantineRow, not_before_ms: u64) {
         self.quarantine.push(Held { row, not_before_ms });
     }
@@ -153,9 +148,7 @@ impl State {
             return;
         }
         tracing::warn!(missed_ms = missed, "did not run for a while; leases go on");
-        self.pulls
-            .values_mut()
-            .for_each(|pull| pull.expires_ms += missed);
+        self.locks.move_on(missed);
         self.nodes
             .values_mut()
             .for_each(|node| node.expires_ms += missed);
@@ -284,13 +277,13 @@ impl State {
             ))
         };
         let pull = self.pulls.get(&reference.pull).ok_or_else(gone)?;
-        if pull.row.token != reference.token {
+        if pull.token != reference.token {
             return Err(Error::Refused(format!(
                 "pull {:x} has another fencing token",
                 reference.pull
             )));
         }
-        if pull.expires_ms <= now_ms {
+        if !self.locks.lives(pull.id, now_ms) {
             return Err(gone());
         }
         Ok(reference.pull)

@@ -22,12 +22,16 @@ impl Engine {
         let mut pulls = Vec::new();
         for pull in state.pulls.values().take(LISTED_MAX) {
             pulls.push(v1::PullStatus {
-                pull: pull.row.id,
-                what: pull.row.what.chars().take(256).collect(),
-                host: pull.row.host.clone(),
-                pid: pull.row.pid,
-                reserved_bytes: read.reserved_bytes(pull.row.id)?,
-                expires_ms: ms(pull.expires_ms.saturating_sub(now_ms)),
+                pull: pull.id,
+                what: pull.what.chars().take(256).collect(),
+                host: pull.host.clone(),
+                pid: pull.pid,
+                reserved_bytes: read.reserved_bytes(pull.id)?,
+                expires_ms: ms(state
+                    .locks
+                    .until_ms(pull.id)
+                    .unwrap_or(0)
+                    .saturating_sub(now_ms)),
             });
         }
         let nodes = state

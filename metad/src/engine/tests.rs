@@ -4,6 +4,7 @@ mod catalogue;
 mod copies;
 mod donors;
 mod eviction;
+mod locks;
 mod model;
 mod pulls;
 mod rebalance;

@@ -52,13 +52,6 @@ impl Engine {
         for id in gone.map(|(id, _)| *id).collect::<Vec<_>>() {
             self.forget_donor(&mut state, id)?;
         }
-        let expired = state
-            .pulls
-            .iter()
-            .filter(|(_, pull)| pull.expires_ms <= now_ms);
-        for id in expired.map(|(id, _)| *id).collect::<Vec<_>>() {
-            self.expire_pull(&mut state, id)?;
-        }
-        Ok(())
+        self.expire_pulls(&mut state)
     }
 }

@@ -145,6 +145,11 @@ impl<K: Ord + Clone + Debug> Machine<K> {
         claims.is_some_and(|claims| claims.iter().any(granted)) && self.lives(owner, now_ms)
     }
 
+    /// When an owner's lease ends.
+    pub fn until_ms(&self, owner: OwnerId) -> Option<u64> {
+        self.owners.get(&owner).map(|owner| owner.until_ms)
+    }
+
     /// When the next lease ends.
     pub fn next_end_ms(&self) -> Option<u64> {
         self.ends.first().map(|(until_ms, _)| *until_ms)

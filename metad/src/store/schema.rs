@@ -7,7 +7,7 @@ use rusqlite::{Connection, TransactionBehavior};
 use crate::error::Error;
 
 /// One entry for each version; never changed once released.
-const MIGRATIONS: &[&str] = &[V1, V2, V3];
+const MIGRATIONS: &[&str] = &[V1, V2, V3, V4];
 
 /// States of a layer or image row: 0 staged by a pull, 1 visible, 2 out of sight and held by a
 /// reader. Extents with a pull are reserved, without one they are committed.
@@ -219,6 +219,19 @@ CREATE VIEW staying_extents AS
     SELECT e.id, e.pack, e.donor
     FROM extents e JOIN donors d ON d.id = e.donor
     WHERE e.pull IS NULL AND d.live = 1 AND d.draining = 0;
+";
+
+/// Claims of pulls on keys. Without a fencing token one waits; a lower ticket is served earlier.
+const V4: &str = "
+CREATE TABLE claims (
+    key TEXT NOT NULL,
+    pull INTEGER NOT NULL REFERENCES pulls (id) ON DELETE CASCADE,
+    exclusive INTEGER NOT NULL,
+    ticket INTEGER NOT NULL,
+    fence INTEGER,
+    PRIMARY KEY (key, pull)
+) STRICT, WITHOUT ROWID;
+CREATE INDEX claims_pull ON claims (pull);
 ";
 
 /// Brings the database at `path` to this program's version, one transaction a step.

@@ -1,0 +1,331 @@
+//! Locks as the engine keeps them: the machine in memory, its claims in the store, and who is told.
+//!
+//! A pull is an owner of locks, and its lease is the owner's: when it ends, what the pull had reserved
+//! and what it had claimed go in one transaction. The machine changes first and its changes are
+//! written by the same transaction as what follows from them; when that fails the machine is built
+//! again from the store. Nobody hears of anything before it has committed.
+
+use harbour_metad_client::v1;
+use tokio::sync::mpsc;
+
+use super::{
+    Around, Effects, Engine, Timing,
+    collect::collect,
+    pulls::{End, end},
+    state::State,
+};
+use crate::{
+    error::Error,
+    locks::{Change, Key, Machine, Mode, News, OwnerId, Reply, Request},
+    store::{PullRow, Sync, Tx},
+};
+
+/// What a session hears, in the order in which it happened.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Heard {
+    /// The answer to an [`Ask`].
+    Reply {
+        /// Its number.
+        id: u64,
+        /// The answer.
+        reply: Reply,
+    },
+    /// What became of a claim that waited.
+    News {
+        /// What was claimed.
+        key: Key,
+        /// The fencing token of the grant; `None` when the holder has committed.
+        fence: Option<u64>,
+    },
+}
+
+/// Where a pull's locks are told. There is one of a pull at a time: the newest.
+#[derive(Debug)]
+pub(super) struct Listener {
+    session: u64,
+    send: mpsc::Sender<Heard>,
+}
+
+/// A pull whose locks are listened to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Session {
+    pull: OwnerId,
+    number: u64,
+}
+
+/// One wish of a session.
+#[derive(Clone, Debug)]
+pub struct Ask {
+    /// Whose.
+    pub session: Session,
+    /// Number that the answer will have.
+    pub id: u64,
+    /// What.
+    pub wish: Wish,
+}
+
+/// What a session can ask.
+#[derive(Clone, Debug)]
+pub enum Wish {
+    /// Claim a key, in line with `wait`.
+    Acquire {
+        /// What.
+        key: Key,
+        /// How.
+        mode: Mode,
+        /// In line when others hold it.
+        wait: bool,
+    },
+    /// Give a key up, held or waited for.
+    Release {
+        /// What.
+        key: Key,
+    },
+    /// Keep the pull's lease.
+    Renew,
+}
+
+/// The machine inside a transaction.
+pub(super) struct Claims<'m> {
+    machine: &'m mut Machine<Key>,
+    now_ms: u64,
+    changes: Vec<Change<Key>>,
+    told: Vec<(OwnerId, Heard)>,
+    touched: bool,
+}
+
+impl Claims<'_> {
+    /// Serves a request. News of it are told when the transaction has committed.
+    pub(super) fn apply(&mut self, request: Request<Key>) -> Reply {
+        self.touched = true;
+        let outcome = self.machine.apply(request, self.now_ms);
+        self.changes.extend(outcome.changes);
+        let news = outcome.news.into_iter();
+        self.told
+            .extend(news.map(|News { owner, key, fence }| (owner, Heard::News { key, fence })));
+        outcome.reply
+    }
+
+    /// The same for a session, which hears the reply before the news of what comes later.
+    fn answer(&mut self, session: Session, id: u64, request: Request<Key>) {
+        let place = self.told.len();
+        let reply = self.apply(request);
+        self.told
+            .insert(place, (session.pull, Heard::Reply { id, reply }));
+    }
+}
+
+impl Engine {
+    /// Runs one transaction as [`Engine::change`] does, in which locks may change.
+    pub(super) fn change_locked<T>(
+        &self,
+        state: &mut State,
+        sync: Sync,
+        around: Option<Around>,
+        work: impl FnOnce(&Tx<'_>, &mut Effects, &mut Claims<'_>) -> Result<T, Error>,
+    ) -> Result<T, Error> {
+        let now_ms = self.now_ms();
+        let reach = self.reach(state);
+        let mut machine = std::mem::replace(&mut state.locks, Machine::new(0));
+        let mut claims = Claims {
+            machine: &mut machine,
+            now_ms,
+            changes: Vec::new(),
+            told: Vec::new(),
+            touched: false,
+        };
+        let late = End::Silent {
+            not_before_ms: now_ms + self.options.timing.pull_lease_ms,
+        };
+        let outcome = self.change(state, sync, around, |tx, effects| {
+            let value = work(tx, effects, &mut claims)?;
+            if let Some(packs) = write(tx, effects, &claims.changes, late)? {
+                collect(tx, effects, &reach, packs)?;
+            }
+            Ok(value)
+        });
+        let Claims {
+            changes,
+            told,
+            touched,
+            ..
+        } = claims;
+        match outcome {
+            Ok(value) => {
+                state.locks = machine;
+                state.forget_ended(&changes);
+                state.tell(told);
+                Ok(value)
+            }
+            Err(error) => {
+                state.locks = match touched {
+                    true => state.locks_of_store(
+                        machine.issued(),
+                        now_ms + self.options.timing.pull_lease_ms,
+                    )?,
+                    false => machine,
+                };
+                Err(error)
+            }
+        }
+    }
+
+    /// Listens to a pull's locks, instead of who did before. The channel ends when the pull does, when
+    /// another session takes its place, and when it is not emptied in time.
+    ///
+    /// # Errors
+    /// [`Error::Refused`] when the pull is not under way.
+    pub fn listen(
+        &self,
+        reference: &v1::PullRef,
+        send: mpsc::Sender<Heard>,
+    ) -> Result<Session, Error> {
+        let mut state = self.lock();
+        let pull = state.pull(Some(reference), self.now_ms())?;
+        let number = state.issue();
+        let session = number;
+        state.listeners.insert(pull, Listener { session, send });
+        Ok(Session { pull, number })
+    }
+
+    /// Serves many wishes by one transaction; the answers go to the sessions. Wishes of sessions that
+    /// are over are left out.
+    ///
+    /// # Errors
+    /// When the store fails: then nothing was done and nobody was told.
+    pub fn claim(&self, asks: Vec<Ask>) -> Result<(), Error> {
+        let mut state = self.lock();
+        self.expire_pulls(&mut state)?;
+        let heard = |session: Session| {
+            let listener = state.listeners.get(&session.pull);
+            listener.is_some_and(|listener| listener.session == session.number)
+        };
+        let asks: Vec<Ask> = asks.into_iter().filter(|ask| heard(ask.session)).collect();
+        let until_ms = self.now_ms() + self.options.timing.pull_lease_ms;
+        self.change_locked(&mut state, Sync::Process, None, |_, _, claims| {
+            for Ask { session, id, wish } in asks {
+                claims.answer(session, id, request(session.pull, wish, until_ms));
+            }
+            Ok(())
+        })
+    }
+
+    /// Ends sessions; their locks stay.
+    pub fn hang_up(&self, sessions: &[Session]) {
+        let mut state = self.lock();
+        for Session { pull, number } in sessions {
+            let listener = state.listeners.get(pull);
+            if listener.is_some_and(|listener| listener.session == *number) {
+                state.listeners.remove(pull);
+            }
+        }
+    }
+
+    /// All claims, in the order of keys and then of their turn.
+    pub fn list_locks(&self) -> Vec<v1::Lock> {
+        let now_ms = self.now_ms();
+        let state = self.lock();
+        let listed = state.locks.list();
+        listed
+            .map(|claim| {
+                let pull = state.pulls.get(&claim.owner);
+                v1::Lock {
+                    key: claim.key.to_string(),
+                    pull: claim.owner,
+                    what: pull
+                        .map_or_else(String::new, |pull| pull.what.chars().take(256).collect()),
+                    host: pull.map_or_else(String::new, |pull| pull.host.clone()),
+                    pid: pull.map_or(0, |pull| pull.pid),
+                    exclusive: claim.mode == Mode::Exclusive,
+                    fence: claim.fence.unwrap_or(0),
+                    age_ms: now_ms.saturating_sub(claim.since_ms),
+                }
+            })
+            .collect()
+    }
+}
+
+fn request(owner: OwnerId, wish: Wish, until_ms: u64) -> Request<Key> {
+    match wish {
+        Wish::Acquire { key, mode, wait } => Request::Acquire {
+            owner,
+            key,
+            mode,
+            wait,
+        },
+        Wish::Release { key } => Request::Release { owner, key },
+        Wish::Renew => Request::Renew { owner, until_ms },
+    }
+}
+
+/// Writes what changed, and undoes pulls of which nobody has heard: then it gives the packs that these
+/// held on to.
+fn write(
+    tx: &Tx<'_>,
+    effects: &mut Effects,
+    changes: &[Change<Key>],
+    late: End,
+) -> Result<Option<Vec<u64>>, Error> {
+    let mut packs: Option<Vec<u64>> = None;
+    for change in changes {
+        match change {
+            Change::Put(row) => tx.put_claim(row)?,
+            Change::Delete { key, owner } => tx.delete_claim(key, *owner)?,
+            Change::Ended {
+                owner,
+                silent: true,
+            } => packs
+                .get_or_insert_default()
+                .extend(end(tx, effects, *owner, late)?),
+            // Who closes it has undone it.
+            Change::Ended { silent: false, .. } => {}
+        }
+    }
+    Ok(packs)
+}
+
+impl State {
+    /// Pulls and their claims as the store has them.
+    pub(super) fn load_locks(&mut self, pulls: Vec<PullRow>, timing: &Timing) -> Result<(), Error> {
+        self.pulls = pulls.into_iter().map(|pull| (pull.id, pull)).collect();
+        let until_ms = self.started_ms + timing.pull_lease_ms + timing.grace_ms;
+        self.locks = self.locks_of_store(self.locks.issued(), until_ms)?;
+        Ok(())
+    }
+
+    fn locks_of_store(&self, issued: u64, until_ms: u64) -> Result<Machine<Key>, Error> {
+        let claims = self.writer.read().claims()?;
+        let pulls = self.pulls.keys().copied();
+        Machine::restore(issued, pulls, claims, self.started_ms, until_ms)
+            .map_err(|why| Error::Refused(format!("the database is inconsistent: {why}")))
+    }
+
+    fn forget_ended(&mut self, changes: &[Change<Key>]) {
+        for change in changes {
+            let Change::Ended { owner, silent } = change else {
+                continue;
+            };
+            self.listeners.remove(owner);
+            if let Some(gone) = self.pulls.remove(owner)
+                && *silent
+            {
+                let PullRow {
+                    what, host, pid, ..
+                } = gone;
+                tracing::info!(pull = owner, what, host, pid, "pull expired");
+            }
+        }
+    }
+
+    /// Tells sessions. One that does not listen loses its session, and asks again in a new one.
+    fn tell(&mut self, told: Vec<(OwnerId, Heard)>) {
+        for (pull, heard) in told {
+            let Some(listener) = self.listeners.get(&pull) else {
+                continue;
+            };
+            if listener.send.try_send(heard).is_err() {
+                self.listeners.remove(&pull);
+            }
+        }
+    }
+}
