@@ -2,7 +2,9 @@
 //!
 //! The rungs, for each pack on its own: the replicas that are remembered; the replicas that the
 //! catalogue knows when it is asked anew; a refill, and the replicas after it; at last, those of
-//! donors that were passed over because they do not answer, with all the time that is left. A
+//! donors that were passed over because they do not answer, with all the time that is left. While a
+//! refill is under way those donors are asked again every now and then: its source may be as silent
+//! as they were, and they may have come to. A
 //! replica fails by an error or by bytes that do not pass the check, which are never looked at
 //! again. Replicas that failed although the catalogue still lists them are reported as lost, unless
 //! their donor was merely silent.
@@ -38,6 +40,10 @@ const ATTEMPT_MAX: Duration = Duration::from_secs(1);
 const ATTEMPT_FLOOR: u64 = 4 << 20;
 /// Longest wait once nothing else is left.
 const LAST_MAX: Duration = Duration::from_secs(5);
+/// A refill is waited for so long at a time; between, donors that did not answer are asked again.
+const REFILL_TURN: Duration = Duration::from_secs(1);
+/// The first time no longer than this when there are donors that only others found silent.
+const REFILL_FIRST: Duration = Duration::from_millis(300);
 /// Replicas of one pack that are tried on one rung.
 const REPLICAS_MAX: usize = 8;
 
@@ -95,6 +101,8 @@ struct Pack {
     struck: [bool; REPLICAS_MAX],
     /// Whether the catalogue listed any when it was last asked.
     listed: bool,
+    /// How often a refill was waited for.
+    turns: u32,
     /// Replicas whose donors do not answer: for when nothing else is left.
     spare: Vec<Extent>,
     /// Replicas of this rung and the one before that failed.
@@ -216,6 +224,7 @@ impl Run<'_> {
                 replicas,
                 struck: [false; REPLICAS_MAX],
                 listed: false,
+                turns: 0,
                 spare,
                 failed: Vec::new(),
             });
@@ -272,20 +281,18 @@ impl Run<'_> {
 
     /// Takes the replicas of a donor that did not answer out of what is tried next.
     fn pass_over(&mut self, key: (u64, u64)) {
-        if self.silent.contains(&key) {
-            return;
+        if !self.silent.contains(&key) {
+            self.silent.push(key);
         }
-        self.silent.push(key);
-        for pack in &mut self.packs {
+        // On the last rung there is nobody else: whoever is silent is asked until the time is over.
+        for pack in self.packs.iter_mut().filter(|pack| pack.rung != Rung::Last) {
             let of_donor: Vec<Extent> = pack
                 .open()
                 .filter(|extent| (extent.donor, extent.epoch) == key)
                 .collect();
             for extent in of_donor {
                 pack.strike(&extent);
-                if pack.rung != Rung::Last {
-                    pack.spare.push(extent);
-                }
+                pack.spare.push(extent);
             }
         }
     }
@@ -321,7 +328,6 @@ impl Run<'_> {
         if self.budget.is_spent() {
             return Err(self.give_up("deadline passed"));
         }
-        let id = self.errand.packs[pack];
         match self.packs[pack].rung {
             Rung::Known => {
                 self.locate_anew(pack);
@@ -332,22 +338,52 @@ impl Run<'_> {
                 if !self.errand.refill {
                     return Err(self.give_up("no replica left"));
                 }
-                self.outside.stats.refills.add(1);
-                let (listed, deadline) = (self.packs[pack].listed, self.budget.deadline);
-                let refill = &self.outside.refill;
-                if let Err(error) = refill.refill(self.errand.owner, &id, listed, deadline) {
-                    self.note("refill", &error);
-                    return self.last(pack, "no replica left");
-                }
-                self.note_text(&format!("refill of pack {}: done", short(&id)));
-                self.locate_anew(pack);
-                self.packs[pack].rung = Rung::Refilled;
+                return self.refill(pack);
             }
             Rung::Refilled => {
                 self.report_lost(pack);
                 return self.last(pack, "no replica left after a refill");
             }
             Rung::Last => return Err(self.give_up("no replica left")),
+        }
+        Ok(())
+    }
+
+    /// Waits for a refill, and in turns with that asks whoever may have come to meanwhile.
+    fn refill(&mut self, pack: usize) -> Result<(), Missed> {
+        let id = self.errand.packs[pack];
+        let state = &mut self.packs[pack];
+        let (first, listed) = (state.turns == 0, state.listed);
+        state.turns += 1;
+        if first {
+            self.outside.stats.refills.add(1);
+        }
+        let untried = |extent: &Extent| !self.silent.contains(&(extent.donor, extent.epoch));
+        let turn = if first && self.packs[pack].spare.iter().any(untried) {
+            REFILL_FIRST
+        } else {
+            REFILL_TURN
+        };
+        let deadline = self.budget.deadline.min(Instant::now() + turn);
+        let refill = &self.outside.refill;
+        match refill.refill(self.errand.owner, &id, listed, deadline) {
+            Ok(()) => {
+                self.note_text(&format!("refill of pack {}: done", short(&id)));
+                self.locate_anew(pack);
+                self.packs[pack].rung = Rung::Refilled;
+            }
+            Err(SourceError::Deadline(_)) if !self.budget.is_spent() => {
+                self.locate_anew(pack);
+                let state = &mut self.packs[pack];
+                if state.candidate().is_none() {
+                    state.replicas = std::mem::take(&mut state.spare).into();
+                    state.struck = [false; REPLICAS_MAX];
+                }
+            }
+            Err(error) => {
+                self.note("refill", &error);
+                return self.last(pack, "no replica left");
+            }
         }
         Ok(())
     }

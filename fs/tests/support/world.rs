@@ -52,6 +52,7 @@ struct State {
     /// Index files on metad's disk.
     disk: HashMap<[u8; 32], Vec<u8>>,
     refuse_refills: bool,
+    hang_refills: bool,
     refills: Vec<PackId>,
     lost: Vec<(PackId, Extent, String)>,
     used: HashSet<PackId>,
@@ -225,6 +226,11 @@ impl World {
 
     pub fn refuse_refills(&self, refuse: bool) {
         self.state.lock().unwrap().refuse_refills = refuse;
+    }
+
+    /// Refills last until their deadline, as those from a source that is cut off.
+    pub fn hang_refills(&self, hang: bool) {
+        self.state.lock().unwrap().hang_refills = hang;
     }
 
     pub fn metad_down(&self, down: bool) {
@@ -401,10 +407,15 @@ impl Refill for World {
         _number: u32,
         pack: &PackId,
         _listed: bool,
-        _deadline: Instant,
+        deadline: Instant,
     ) -> Result<(), SourceError> {
         let mut state = self.state.lock().unwrap();
         state.refills.push(*pack);
+        if state.hang_refills {
+            drop(state);
+            std::thread::sleep(deadline.saturating_duration_since(Instant::now()));
+            return Err(SourceError::Deadline("the source".into()));
+        }
         if state.refuse_refills {
             return Err(SourceError::Gone("the source".into()));
         }

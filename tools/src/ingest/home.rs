@@ -8,6 +8,7 @@ use std::{
 
 use harbour_image::object::PackId;
 use harbour_metad_client::v1;
+use harbour_pool::transport::TransportError;
 
 use super::{IngestError, lease::Pull};
 
@@ -58,13 +59,25 @@ impl Targets {
         }
     }
 
-    fn has(&self, pack: &PackId) -> bool {
+    /// Whether something is wanted of this pack.
+    pub(super) fn has(&self, pack: &PackId) -> bool {
         self.lock().contains_key(pack)
     }
 
+    /// Whether every pack is filled.
+    pub(super) fn is_empty(&self) -> bool {
+        self.lock().is_empty()
+    }
+
+    /// The pack is filled: nothing more is wanted of it.
+    pub(super) fn filled(&self, pack: &PackId) {
+        self.lock().remove(pack);
+    }
+
     /// Writes to every replica that is left; gives how many took it. One that fails is given back
-    /// and left out from then on; when none is left the refill fails, for what was written of the
-    /// pack before is lost.
+    /// and left out from then on, and so are all others of its donor, or each of them would be
+    /// waited for; when none is left the refill fails, for what was written of the pack before is
+    /// lost.
     pub(super) fn write(
         &self,
         lease: &Pull,
@@ -73,7 +86,17 @@ impl Targets {
         bytes: &[u8],
     ) -> Result<u64, IngestError> {
         let extents = self.lock().get(pack).cloned().unwrap_or_default();
-        let failed = lease.write_all(&extents, offset, bytes);
+        let avoided = lease.avoided();
+        let (given_up, open): (Vec<_>, Vec<_>) = extents
+            .iter()
+            .copied()
+            .partition(|extent| avoided.contains(&extent.donor));
+        let mut failed = lease.write_all(&open, offset, bytes);
+        failed.extend(
+            given_up
+                .into_iter()
+                .map(|extent| (extent, failed_before(&extent))),
+        );
         if failed.is_empty() {
             return Ok(extents.len() as u64);
         }
@@ -89,5 +112,16 @@ impl Targets {
 
     fn lock(&self) -> MutexGuard<'_, HashMap<PackId, Vec<v1::Extent>>> {
         self.extents.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn failed_before(extent: &v1::Extent) -> IngestError {
+    let source = std::io::Error::other("it failed to take another part a moment ago");
+    IngestError::Pool {
+        donor: extent.donor,
+        source: TransportError::Unreachable {
+            address: format!("donor {}", extent.donor),
+            source,
+        },
     }
 }

@@ -19,6 +19,7 @@ use super::{
     index_store, layer,
     pull::{PullOptions, join},
     refill::{self, Plan},
+    reread,
 };
 use crate::{
     node::spool::{Filling, SLOTS, Spool},
@@ -27,8 +28,11 @@ use crate::{
 
 /// Longest pass; what it had by then stays.
 const PASS_MAX: Duration = Duration::from_secs(120);
-/// Packs of one pass: half of the spool, so that what a pass brought outlives the next one's start.
-const PASS_PACKS: usize = SLOTS / 2;
+/// Passes at the same time: who reads from a short layer must not wait for a long one.
+pub const PASSES: usize = 3;
+/// Packs of one pass: less than all passes together leave room for, so that what a pass brought
+/// outlives the next one's start.
+const PASS_PACKS: usize = SLOTS / (PASSES + 1);
 
 /// Brings `packs` into the spool, as many as fit one pass, and tells `ready` of each as it is
 /// whole. Gives those that were left for another pass.
@@ -82,7 +86,7 @@ pub async fn packs(
                     continue;
                 };
                 let bar = Silent.layer(&descriptor);
-                refill::read_layer(&home, &source, &descriptor, index, &limits, bar.as_ref())?;
+                reread::read_layer(&home, &source, &descriptor, index, &limits, bar.as_ref())?;
             }
         }
         Ok(())
@@ -149,7 +153,7 @@ impl Indexes {
         for (diff_id, bytes) in &self.0 {
             let name = layer::digest(diff_id)?.to_string();
             let index = layer::open_index(Arc::clone(bytes), &name)?;
-            refill::each_object(&index, &name, |pack: PackId, offset: u32, _: ObjectId| {
+            reread::each_object(&index, &name, |pack: PackId, offset: u32, _: ObjectId| {
                 if lens.contains_key(&pack) {
                     places.entry(pack).or_default().insert(offset);
                 }

@@ -10,27 +10,22 @@ use std::{
 };
 
 use harbour_image::{
-    decode::{DecodeLimits, decode_layer},
     digest::Digest,
-    index::{Index, What},
     manifest::{LayerDescriptor, Platform},
-    object::{ObjectId, PACK_MAX, PackId, hash_object},
+    object::{PACK_MAX, PackId},
     source::{Source, SourceSpec},
-    tree::{ObjectKey, ObjectSink},
 };
 use harbour_metad_client::{Client, Error as ClientError, LOCATE_MAX, Snapshot, v1};
 
 use super::{
     IngestError,
-    home::{Home, InPool, Targets},
+    home::{InPool, Targets},
     index_store, layer,
     lease::Pull,
     pull::{PullOptions, join},
+    reread,
 };
-use crate::progress::PullProgress;
-
-/// Range of the data region whose segments are looked at together, in bytes.
-const STEP: u64 = 64 << 20;
+use crate::{node::spool::Spool, progress::PullProgress};
 
 /// Brings back every lost pack of the layers `wanted`.
 pub async fn layers(
@@ -50,13 +45,20 @@ pub async fn layers(
         packs.extend(index_packs(layer.index.as_ref()));
     }
     let own = Some(own);
-    let brought = packs_of_snapshot(lease, &snapshot, packs, own, options, progress).await?;
+    let have = Have { own, spool: None };
+    let brought = packs_of_snapshot(lease, &snapshot, packs, &have, options, progress).await?;
     Ok(brought.len())
 }
 
 /// The source that the caller has open already, and the layers it gives: asked before those that
 /// the catalogue names.
 pub type OwnSource<'a> = (&'a Source, &'a [LayerDescriptor]);
+
+/// What is at hand without asking the sources that the catalogue names.
+struct Have<'a> {
+    own: Option<OwnSource<'a>>,
+    spool: Option<&'a Arc<Spool>>,
+}
 
 /// Names of the packs that an index itself lies in.
 fn index_packs(index: Option<&v1::IndexRef>) -> impl Iterator<Item = PackId> {
@@ -66,10 +68,12 @@ fn index_packs(index: Option<&v1::IndexRef>) -> impl Iterator<Item = PackId> {
 
 /// Brings back those of `packs` that have no replica, and whatever else their layers have lost: the
 /// layers are read through anyway, and a tree that lost one pack has mostly lost others. Where the
-/// pool has no room for all of that, only what was asked for. Gives what was brought back.
+/// pool has no room for all of that, only what was asked for. What the spool has is taken from
+/// there. Gives what was brought back.
 pub async fn packs(
     lease: &Pull,
     packs: BTreeSet<PackId>,
+    spool: &Arc<Spool>,
     options: &Arc<PullOptions>,
     progress: &Arc<dyn PullProgress>,
 ) -> Result<BTreeSet<PackId>, IngestError> {
@@ -82,9 +86,13 @@ pub async fn packs(
             all.extend(index_packs(layer.index.as_ref()));
         }
     }
-    match packs_of_snapshot(lease, &snapshot, all, None, options, progress).await {
+    let have = Have {
+        own: None,
+        spool: Some(spool),
+    };
+    match packs_of_snapshot(lease, &snapshot, all, &have, options, progress).await {
         Err(IngestError::Metad(ClientError::Exhausted { .. })) => {
-            packs_of_snapshot(lease, &snapshot, packs, None, options, progress).await
+            packs_of_snapshot(lease, &snapshot, packs, &have, options, progress).await
         }
         other => other,
     }
@@ -94,7 +102,7 @@ async fn packs_of_snapshot(
     lease: &Pull,
     snapshot: &Snapshot,
     packs: BTreeSet<PackId>,
-    own: Option<OwnSource<'_>>,
+    have: &Have<'_>,
     options: &Arc<PullOptions>,
     progress: &Arc<dyn PullProgress>,
 ) -> Result<BTreeSet<PackId>, IngestError> {
@@ -107,36 +115,26 @@ async fn packs_of_snapshot(
     for (id, bytes) in plan.index_parts {
         let (lease, targets) = (lease.clone(), Arc::clone(&targets));
         join(tokio::task::spawn_blocking(move || {
-            targets.write(&lease, &id, 0, &bytes).map(drop)
+            targets.write(&lease, &id, 0, &bytes)?;
+            targets.filled(&id);
+            Ok(())
         }))
         .await?;
     }
-    for (source, descriptors) in sources_of(&plan.users, snapshot, own, options).await? {
-        for descriptor in descriptors {
-            let users = &plan.users;
-            let user = users
-                .iter()
-                .find(|l| l.diff_id == descriptor.diff_id.as_bytes());
-            let reference = user.and_then(|l| l.index.clone()).unwrap_or_default();
-            let index =
-                index_store::fetch(lease.client(), &reference, &descriptor.diff_id.to_string())
-                    .await?;
-            let bar = progress.layer(&descriptor);
-            let (lease, source, targets, limits) = (
-                lease.clone(),
-                source.clone(),
-                Arc::clone(&targets),
-                options.limits.clone(),
-            );
-            join(tokio::task::spawn_blocking(move || {
-                let home = InPool {
-                    lease: &lease,
-                    targets: &targets,
-                };
-                read_layer(&home, &source, &descriptor, index, &limits, bar.as_ref())
-            }))
-            .await?;
-        }
+    if let Some(spool) = have.spool {
+        from_spool(lease, spool, &plan.lens, &targets).await?;
+    }
+    if !targets.is_empty() {
+        from_sources(
+            lease,
+            snapshot,
+            &plan.users,
+            &targets,
+            have.own,
+            options,
+            progress,
+        )
+        .await?;
     }
     let packs = plan
         .lens
@@ -152,6 +150,70 @@ async fn packs_of_snapshot(
     };
     lease.client().commit_refill(request).await?;
     Ok(plan.lens.into_keys().collect())
+}
+
+/// Writes those packs that the spool has.
+async fn from_spool(
+    lease: &Pull,
+    spool: &Arc<Spool>,
+    lens: &BTreeMap<PackId, u32>,
+    targets: &Arc<Targets>,
+) -> Result<(), IngestError> {
+    for (id, len) in lens {
+        let (lease, spool, targets) = (lease.clone(), Arc::clone(spool), Arc::clone(targets));
+        let (id, len) = (*id, *len);
+        join(tokio::task::spawn_blocking(move || {
+            lease.check()?;
+            if targets.has(&id)
+                && let Some(bytes) = spool.whole(&id, len)
+            {
+                targets.write(&lease, &id, 0, &bytes)?;
+                targets.filled(&id);
+            }
+            Ok(())
+        }))
+        .await?;
+    }
+    Ok(())
+}
+
+/// Reads the layers of `users` from where they came, for all packs that are not filled yet.
+async fn from_sources(
+    lease: &Pull,
+    snapshot: &Snapshot,
+    users: &[&v1::Layer],
+    targets: &Arc<Targets>,
+    own: Option<OwnSource<'_>>,
+    options: &Arc<PullOptions>,
+    progress: &Arc<dyn PullProgress>,
+) -> Result<(), IngestError> {
+    for (source, descriptors) in sources_of(users, snapshot, own, options).await? {
+        for descriptor in descriptors {
+            let user = users
+                .iter()
+                .find(|l| l.diff_id == descriptor.diff_id.as_bytes());
+            let reference = user.and_then(|l| l.index.clone()).unwrap_or_default();
+            let index =
+                index_store::fetch(lease.client(), &reference, &descriptor.diff_id.to_string())
+                    .await?;
+            let bar = progress.layer(&descriptor);
+            let (lease, source, targets, limits) = (
+                lease.clone(),
+                source.clone(),
+                Arc::clone(targets),
+                options.limits.clone(),
+            );
+            join(tokio::task::spawn_blocking(move || {
+                let home = InPool {
+                    lease: &lease,
+                    targets: &targets,
+                };
+                reread::read_layer(&home, &source, &descriptor, index, &limits, bar.as_ref())
+            }))
+            .await?;
+        }
+    }
+    Ok(())
 }
 
 /// What a refill has to do.
@@ -339,129 +401,4 @@ pub(super) async fn sources_of(
         )));
     }
     Ok(sources)
-}
-
-/// Reads a layer from its source, and puts every object of it where `home` wants it.
-pub(super) fn read_layer(
-    home: &dyn Home,
-    source: &Source,
-    descriptor: &LayerDescriptor,
-    index: Arc<[u8]>,
-    limits: &DecodeLimits,
-    progress: &dyn crate::progress::LayerProgress,
-) -> Result<(), IngestError> {
-    let name = descriptor.diff_id.to_string();
-    let wanted = wanted_objects(&layer::open_index(index, &name)?, home, &name)?;
-    if wanted.is_empty() {
-        return Ok(());
-    }
-    let mut blob = source.blob(descriptor);
-    progress.started(descriptor.size, blob.progress());
-    let mut sink = Refiller {
-        home,
-        wanted,
-        written: 0,
-        ended: false,
-    };
-    let decoded = decode_layer(
-        &mut blob,
-        &layer::decode_options(descriptor, limits),
-        &mut sink,
-    );
-    if sink.ended {
-        return Ok(());
-    }
-    decoded?;
-    blob.finish()?;
-    if let Some(id) = sink
-        .wanted
-        .iter()
-        .find(|(_, places)| !places.done)
-        .map(|(id, _)| id)
-    {
-        return Err(IngestError::Changed(format!(
-            "layer {name} does not hold object {id:?} any more"
-        )));
-    }
-    progress.done(sink.written);
-    Ok(())
-}
-
-struct Places {
-    at: Vec<(PackId, u32)>,
-    done: bool,
-}
-
-fn wanted_objects(
-    index: &Index<Arc<[u8]>>,
-    home: &dyn Home,
-    name: &str,
-) -> Result<HashMap<ObjectId, Places>, IngestError> {
-    let mut wanted: HashMap<ObjectId, Places> = HashMap::new();
-    each_object(index, name, |pack, offset, object| {
-        if !home.wants(&pack) {
-            return;
-        }
-        let places = wanted.entry(object).or_insert(Places {
-            at: Vec::new(),
-            done: false,
-        });
-        if !places.at.contains(&(pack, offset)) {
-            places.at.push((pack, offset));
-        }
-    })?;
-    Ok(wanted)
-}
-
-/// Shows `see` every object of an index: its pack, its offset there, its name.
-pub(super) fn each_object(
-    index: &Index<Arc<[u8]>>,
-    name: &str,
-    mut see: impl FnMut(PackId, u32, ObjectId),
-) -> Result<(), IngestError> {
-    let fail = |source| IngestError::Index {
-        layer: name.to_owned(),
-        source,
-    };
-    let (mut at, end) = (index.header().meta_len, index.header().erofs_len());
-    while at < end {
-        let step = STEP.min(end - at);
-        for segment in index.segments(at, step).map_err(fail)? {
-            if let What::Object(object) = segment.what {
-                see(object.pack.id, object.pack_offset, object.id);
-            }
-        }
-        at += step;
-    }
-    Ok(())
-}
-
-/// A sink that writes wanted objects where they were.
-struct Refiller<'a> {
-    home: &'a dyn Home,
-    wanted: HashMap<ObjectId, Places>,
-    written: u64,
-    /// Nothing more is wanted, so the rest was not read.
-    ended: bool,
-}
-
-impl ObjectSink for Refiller<'_> {
-    type Error = IngestError;
-
-    fn put(&mut self, bytes: &[u8]) -> Result<ObjectKey, IngestError> {
-        let id = hash_object(bytes).id;
-        if let Some(places) = self.wanted.get_mut(&id).filter(|places| !places.done) {
-            let mut packs = Vec::with_capacity(places.at.len());
-            for (pack, offset) in &places.at {
-                self.written += self.home.put(pack, *offset, bytes)?;
-                packs.push(*pack);
-            }
-            places.done = true;
-            if !self.home.placed(&packs)? {
-                self.ended = true;
-                return Err(IngestError::Cancelled);
-            }
-        }
-        Ok(ObjectKey(0))
-    }
 }

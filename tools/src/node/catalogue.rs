@@ -201,7 +201,7 @@ impl Catalogue for Remote {
 
     fn report_lost(&self, pack: &PackId, extent: &Extent, why: &str) {
         if extent.donor == spool::DONOR {
-            return;
+            return self.spool.forget(pack, extent.region);
         }
         let node = self.node.load(Ordering::Acquire);
         let _ = self.reports.try_send(Report::Lost {

@@ -2,8 +2,8 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
-    sync::{Arc, Condvar, Mutex, PoisonError, atomic::AtomicBool},
-    time::Instant,
+    sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, atomic::AtomicBool},
+    time::{Duration, Instant},
 };
 
 use harbour_fs::source::{Refill, SourceError};
@@ -13,19 +13,32 @@ use tokio::runtime::Handle;
 
 use super::spool::Spool;
 use crate::{
-    ingest::{IngestError, lease::Pull, pull::PullOptions, readthrough, refill},
+    ingest::{
+        IngestError,
+        lease::Pull,
+        pull::PullOptions,
+        readthrough::{self, PASSES},
+        refill,
+    },
     link::Link,
     progress::{PullProgress, Silent},
 };
 
-/// Refills one after another; readers that want the same pack wait for the same refill.
+/// Brings back what readers wait for: first onto this node's disk, where nothing that donors do can
+/// delay it, then into the pool. Readers that want the same pack wait for the same pass.
 pub struct Refiller {
+    shop: Arc<Shop>,
+    handle: Handle,
+}
+
+/// What passes need.
+struct Shop {
     client: Client,
     link: Arc<Link>,
     spool: Arc<Spool>,
-    handle: Handle,
     options: Arc<PullOptions>,
-    running: Arc<(Mutex<Running>, Condvar)>,
+    running: Mutex<Running>,
+    changed: Condvar,
 }
 
 /// Whether metad lists replicas of a pack, none of which could be read.
@@ -38,18 +51,33 @@ struct Running {
     /// How many readers wait for each pack.
     waiting: HashMap<PackId, usize>,
     outcomes: HashMap<PackId, (Instant, Result<(), String>)>,
-    working: bool,
-    /// Packs that the worker has taken.
+    workers: usize,
+    /// Packs that a worker has taken.
     taken: BTreeSet<PackId>,
+    /// Packs that the pool has lost and is to get back.
+    lost: BTreeSet<PackId>,
+    returning: bool,
 }
 
-/// Pause before another attempt after a failure that may pass: a donor that is started again needs
-/// its predecessor's lease to run out first.
-const AGAIN: std::time::Duration = std::time::Duration::from_millis(200);
+/// Lost packs that wait for the pool; those beyond come back with the rest of their layers, or when
+/// they are read again.
+const LOST_MAX: usize = 4096;
+
+/// How long a reader waits for the pass that is under way before another one begins beside it.
+const PATIENCE: Duration = Duration::from_millis(250);
+
+/// Pause before another attempt after a failure that may pass.
+const AGAIN: Duration = Duration::from_millis(200);
 
 /// How long a failure is remembered, so that a thousand readers of one lost pack do not ask the
 /// registry a thousand times.
-const FAILURE_KEPT: std::time::Duration = std::time::Duration::from_secs(2);
+const FAILURE_KEPT: Duration = Duration::from_secs(2);
+
+/// Times that the pool is offered what it has lost, when it does not take it.
+const RETURN_TRIES: u32 = 8;
+
+/// Pause before the second of them, doubled each time.
+const RETURN_PAUSE: Duration = Duration::from_millis(500);
 
 impl Refiller {
     /// A refiller that fetches with `options`.
@@ -60,112 +88,189 @@ impl Refiller {
         handle: Handle,
         options: Arc<PullOptions>,
     ) -> Self {
-        Self {
+        let shop = Shop {
             client,
             link,
             spool,
-            handle,
             options,
-            running: Arc::default(),
+            running: Mutex::default(),
+            changed: Condvar::new(),
+        };
+        Self {
+            shop: Arc::new(shop),
+            handle,
         }
     }
 
-    /// Starts the worker when there is none; it takes all packs that are wanted together.
-    fn kick(&self, running: &mut Running) {
-        if running.working || running.wanted.is_empty() {
-            return;
+    /// Starts a worker when one may be; it takes all packs that are wanted together. The first
+    /// mostly brings what is wanted next from the same layer: `more` says that this took too long.
+    fn kick(&self, running: &mut Running, more: bool) {
+        let workers = if more { PASSES } else { 1 };
+        if running.workers < workers && !running.wanted.is_empty() {
+            running.workers += 1;
+            self.handle.spawn(Arc::clone(&self.shop).work());
         }
-        running.working = true;
-        let (client, link, options) = (
-            self.client.clone(),
-            Arc::clone(&self.link),
-            Arc::clone(&self.options),
-        );
-        let (spool, shared) = (Arc::clone(&self.spool), Arc::clone(&self.running));
-        self.handle.spawn(async move {
-            loop {
-                let packs = {
-                    let mut running = shared.0.lock().unwrap_or_else(PoisonError::into_inner);
-                    running.taken.clear();
-                    if running.wanted.is_empty() {
-                        running.working = false;
-                        return;
-                    }
-                    let wanted = std::mem::take(&mut running.wanted);
-                    running.taken = wanted.keys().copied().collect();
-                    wanted
-                };
-                let ready = {
-                    let shared = Arc::clone(&shared);
-                    move |pack| tell(&shared, [pack], &Ok(()))
-                };
-                let outcome = bring_back(&client, &link, &spool, &packs, &options, ready).await;
-                let transient = outcome.as_ref().is_err_and(IngestError::is_transient);
-                let outcome = outcome.map_err(|error| chain(&error));
-                match &outcome {
-                    Err(error) if transient => {
-                        tracing::debug!(
-                            packs = packs.len(),
-                            error,
-                            "lost content could not be brought back yet"
-                        );
-                    }
-                    Err(error) => {
-                        tracing::warn!(
-                            packs = packs.len(),
-                            error,
-                            "lost content could not be brought back"
-                        );
-                    }
-                    Ok(_) => {}
-                }
-                if transient {
-                    tokio::time::sleep(AGAIN).await;
-                    let mut running = shared.0.lock().unwrap_or_else(PoisonError::into_inner);
-                    running.taken.clear();
-                    // For as long as somebody waits: each reader's own deadline is the end of it.
-                    let wanted: Vec<_> = packs
-                        .into_iter()
-                        .filter(|(pack, _)| running.waiting.contains_key(pack))
-                        .collect();
-                    running.wanted.extend(wanted);
-                    continue;
-                }
-                match outcome {
-                    // What did not fit this pass is for the next.
-                    Ok(left) => {
-                        let done = packs.keys().copied().filter(|pack| !left.contains(pack));
-                        tell(&shared, done, &Ok(()));
-                        let mut running = shared.0.lock().unwrap_or_else(PoisonError::into_inner);
-                        running
-                            .wanted
-                            .extend(left.into_iter().map(|pack| (pack, true)));
-                    }
-                    Err(error) => tell(&shared, packs.into_keys(), &Err(error)),
-                }
-            }
-        });
     }
 }
 
-/// Notes how it went with these packs, for whoever waits.
-fn tell(
-    shared: &(Mutex<Running>, Condvar),
-    packs: impl IntoIterator<Item = PackId>,
-    outcome: &Result<(), String>,
-) {
-    let mut running = shared.0.lock().unwrap_or_else(PoisonError::into_inner);
-    let now = Instant::now();
-    let Running {
-        outcomes, taken, ..
-    } = &mut *running;
-    outcomes.retain(|_, (at, _)| at.elapsed() < FAILURE_KEPT);
-    for pack in packs {
-        // Whoever asks from here on asks for another attempt.
-        taken.remove(&pack);
-        outcomes.insert(pack, (now, outcome.clone()));
+impl Shop {
+    fn lock(&self) -> MutexGuard<'_, Running> {
+        self.running.lock().unwrap_or_else(PoisonError::into_inner)
     }
-    shared.1.notify_all();
+
+    /// Brings back what is wanted until nothing is.
+    async fn work(self: Arc<Self>) {
+        loop {
+            let packs = {
+                let mut running = self.lock();
+                if running.wanted.is_empty() {
+                    running.workers -= 1;
+                    return;
+                }
+                let packs = std::mem::take(&mut running.wanted);
+                running.taken.extend(packs.keys());
+                packs
+            };
+            if !self.pass(packs).await {
+                tokio::time::sleep(AGAIN).await;
+            }
+        }
+    }
+
+    /// One pass over the sources of `packs`; `false` when it failed in a way that may pass.
+    async fn pass(self: &Arc<Self>, packs: BTreeMap<PackId, Listed>) -> bool {
+        let ready = {
+            let shop = Arc::clone(self);
+            move |pack| shop.tell([pack], &Ok(()))
+        };
+        let ids = packs.keys().copied().collect();
+        let outcome =
+            readthrough::packs(&self.client, &self.spool, &ids, &self.options, ready).await;
+        match outcome {
+            Ok(left) => {
+                let done = packs.keys().copied().filter(|pack| !left.contains(pack));
+                self.tell(done, &Ok(()));
+                let mut running = self.lock();
+                for (pack, listed) in packs {
+                    if left.contains(&pack) {
+                        // What did not fit this pass is for the next.
+                        running.taken.remove(&pack);
+                        running.wanted.insert(pack, listed);
+                    } else if !listed && running.lost.len() < LOST_MAX {
+                        running.lost.insert(pack);
+                    }
+                }
+                if !running.lost.is_empty() && !running.returning {
+                    running.returning = true;
+                    tokio::spawn(Arc::clone(self).give_back());
+                }
+                true
+            }
+            Err(error) if error.is_transient() => {
+                let error = chain(&error);
+                tracing::debug!(packs = packs.len(), error, "lost content is not back yet");
+                let mut running = self.lock();
+                for (pack, listed) in packs {
+                    running.taken.remove(&pack);
+                    // For as long as somebody waits: each reader's own deadline is the end of it.
+                    if running.waiting.contains_key(&pack) {
+                        running.wanted.insert(pack, listed);
+                    }
+                }
+                false
+            }
+            Err(error) => {
+                let error = chain(&error);
+                tracing::warn!(
+                    packs = packs.len(),
+                    error,
+                    "lost content could not be brought back"
+                );
+                self.tell(packs.into_keys(), &Err(error));
+                true
+            }
+        }
+    }
+
+    /// Puts into the pool what it has lost, until it has it or does not take it.
+    async fn give_back(self: Arc<Self>) {
+        let (mut tries, mut pause) = (0, RETURN_PAUSE);
+        loop {
+            let packs = {
+                let mut running = self.lock();
+                if running.lost.is_empty() {
+                    running.returning = false;
+                    return;
+                }
+                running.lost.clone()
+            };
+            let Err(error) = self.put_back(&packs).await else {
+                self.lock().lost.retain(|pack| !packs.contains(pack));
+                continue;
+            };
+            tries += 1;
+            let full = matches!(error, IngestError::Metad(ClientError::Exhausted { .. }));
+            let last = full || tries >= RETURN_TRIES || !error.is_transient();
+            let error = chain(&error);
+            tracing::info!(packs = packs.len(), error, last, "the pool takes nothing");
+            if last {
+                // Whoever reads them when they are no longer here asks for them again.
+                self.lock().lost.retain(|pack| !packs.contains(pack));
+            } else {
+                tokio::time::sleep(pause).await;
+                pause *= 2;
+            }
+        }
+    }
+
+    async fn put_back(&self, packs: &BTreeSet<PackId>) -> Result<(), IngestError> {
+        let lease = Pull::begin(
+            self.client.clone(),
+            Arc::clone(&self.link),
+            &format!("refill of {} packs", packs.len()),
+            0,
+            Arc::new(AtomicBool::new(false)),
+            self.options.failpoints.clone(),
+        )
+        .await?;
+        let progress: Arc<dyn PullProgress> = Arc::new(Silent);
+        let brought =
+            refill::packs(&lease, packs.clone(), &self.spool, &self.options, &progress).await;
+        match brought {
+            Ok(brought) if !brought.is_empty() => {
+                tracing::info!(
+                    count = brought.len(),
+                    "packs that were lost are in the pool again"
+                );
+                Ok(())
+            }
+            other => {
+                lease.stop();
+                lease.abort().await;
+                other.map(drop)
+            }
+        }
+    }
+
+    /// Notes how it went with these packs, for whoever waits.
+    fn tell(&self, packs: impl IntoIterator<Item = PackId>, outcome: &Result<(), String>) {
+        let mut running = self.lock();
+        let now = Instant::now();
+        let Running {
+            wanted,
+            outcomes,
+            taken,
+            ..
+        } = &mut *running;
+        outcomes.retain(|_, (at, _)| at.elapsed() < FAILURE_KEPT);
+        for pack in packs {
+            // Whoever asks from here on asks for another attempt.
+            taken.remove(&pack);
+            wanted.remove(&pack);
+            outcomes.insert(pack, (now, outcome.clone()));
+        }
+        self.changed.notify_all();
+    }
 }
 
 impl Refill for Refiller {
@@ -176,9 +281,11 @@ impl Refill for Refiller {
         listed: bool,
         deadline: Instant,
     ) -> Result<(), SourceError> {
-        let (lock, changed) = &*self.running;
+        if self.shop.spool.find(pack).is_some() {
+            return Ok(());
+        }
         let asked = Instant::now();
-        let mut running = lock.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut running = self.shop.lock();
         *running.waiting.entry(*pack).or_default() += 1;
         let outcome = loop {
             let recent = running.outcomes.get(pack).filter(|(at, outcome)| {
@@ -193,15 +300,18 @@ impl Refill for Refiller {
             if !running.taken.contains(pack) {
                 *running.wanted.entry(*pack).or_default() |= listed;
             }
-            self.kick(&mut running);
+            let waited = asked.elapsed();
+            self.kick(&mut running, waited >= PATIENCE);
             let left = deadline.saturating_duration_since(Instant::now());
             if left.is_zero() {
                 break Err(SourceError::Deadline(format!(
                     "pack {pack:?} to be fetched again"
                 )));
             }
-            running = changed
-                .wait_timeout(running, left)
+            running = self
+                .shop
+                .changed
+                .wait_timeout(running, left.min(PATIENCE))
                 .unwrap_or_else(PoisonError::into_inner)
                 .0;
         };
@@ -212,83 +322,6 @@ impl Refill for Refiller {
             }
         }
         outcome
-    }
-}
-
-/// Brings packs back: into the pool where it has lost them and has room, else into the spool. Gives
-/// those that are left for another pass.
-async fn bring_back(
-    client: &Client,
-    link: &Arc<Link>,
-    spool: &Arc<Spool>,
-    wanted: &BTreeMap<PackId, Listed>,
-    options: &Arc<PullOptions>,
-    ready: impl Fn(PackId) + Send + Sync + Clone + 'static,
-) -> Result<BTreeSet<PackId>, IngestError> {
-    // What metad lists and nobody can read has no place to be put until metad gives it up: a donor
-    // that is frozen may hold its lease for a while yet.
-    let (listed, lost): (BTreeSet<PackId>, BTreeSet<PackId>) = {
-        let part = |listed: bool| wanted.iter().filter(move |(_, l)| **l == listed);
-        (
-            part(true).map(|(pack, _)| *pack).collect(),
-            part(false).map(|(pack, _)| *pack).collect(),
-        )
-    };
-    let mut left = BTreeSet::new();
-    if !listed.is_empty() {
-        tracing::info!(
-            packs = listed.len(),
-            "donors do not give what they hold; reading it from the source"
-        );
-        left = readthrough::packs(client, spool, &listed, options, ready.clone()).await?;
-    }
-    if lost.is_empty() {
-        return Ok(left);
-    }
-    match into_pool(client, link, lost.clone(), options).await {
-        Err(
-            error @ (IngestError::Metad(ClientError::Exhausted { .. }) | IngestError::Pool { .. }),
-        ) => {
-            tracing::info!(
-                error = chain(&error),
-                packs = lost.len(),
-                "the pool takes nothing; reading through"
-            );
-            left.extend(readthrough::packs(client, spool, &lost, options, ready).await?);
-            Ok(left)
-        }
-        other => other.map(|()| left),
-    }
-}
-
-async fn into_pool(
-    client: &Client,
-    link: &Arc<Link>,
-    packs: BTreeSet<PackId>,
-    options: &Arc<PullOptions>,
-) -> Result<(), IngestError> {
-    let what = format!("refill of {} packs", packs.len());
-    let stopped = Arc::new(AtomicBool::new(false));
-    let lease = Pull::begin(
-        client.clone(),
-        Arc::clone(link),
-        &what,
-        0,
-        stopped,
-        options.failpoints.clone(),
-    )
-    .await?;
-    let progress: Arc<dyn PullProgress> = Arc::new(Silent);
-    match refill::packs(&lease, packs, options, &progress).await {
-        Ok(brought) if !brought.is_empty() => {
-            tracing::info!(count = brought.len(), "lost packs were fetched again");
-            Ok(())
-        }
-        other => {
-            lease.stop();
-            lease.abort().await;
-            other.map(|_| ())
-        }
     }
 }
 

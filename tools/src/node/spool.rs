@@ -151,6 +151,32 @@ impl Spool {
         Ok(())
     }
 
+    /// Gives up `pack`, which proved wrong in `region`.
+    pub fn forget(&self, pack: &PackId, region: RegionId) {
+        let mut slots = self.slots();
+        let bad = slots.by_pack.get(pack).copied();
+        if let Some(bad) = bad.filter(|entry| entry.region == region.0) {
+            slots.by_pack.remove(pack);
+            slots.by_region.remove(&bad.region);
+            slots.free.push(bad.slot);
+        }
+    }
+
+    /// All of `pack`, when it is here and as long as `len`.
+    pub fn whole(&self, pack: &PackId, len: u32) -> Option<Vec<u8>> {
+        let extent = self.find(pack).filter(|extent| extent.len == len)?;
+        let mut bytes = vec![0; len as usize];
+        let read = Read {
+            region: extent.region,
+            offset: 0,
+            into: &mut bytes,
+        };
+        self.read(&mut [read]).ok()?;
+        // A slot that was given to another pack meanwhile has another region.
+        let here = self.slots().by_region.contains_key(&extent.region.0);
+        here.then_some(bytes)
+    }
+
     fn slots(&self) -> MutexGuard<'_, Slots> {
         self.slots.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -172,6 +198,11 @@ impl Filling<'_> {
     /// The pack is whole: readers may find it.
     pub fn keep(mut self) {
         let mut slots = self.spool.slots();
+        if slots.by_pack.contains_key(&self.pack) {
+            // Another pass was faster: its slot is as good.
+            drop(slots);
+            return;
+        }
         // Bytes between objects were never written; a read of the slot's whole length must work.
         let end = self.slot as u64 * PACK_MAX as u64 + u64::from(self.len);
         let grown = self.spool.file.metadata().map(|meta| meta.len());
@@ -264,5 +295,29 @@ mod tests {
         );
         drop(held);
         assert!(spool.fill(pack(2000), 5).is_some());
+    }
+
+    #[test]
+    fn whole_packs_are_given_out_and_wrong_ones_given_up() {
+        let dir = tempfile::tempdir().unwrap();
+        let spool = Spool::new(dir.path()).unwrap();
+        let (one, other) = (
+            spool.fill(pack(0), 5).unwrap(),
+            spool.fill(pack(0), 5).unwrap(),
+        );
+        assert_eq!(spool.whole(&pack(0), 5), None, "it is being written");
+        one.write(0, b"hello").unwrap();
+        one.keep();
+        other.keep();
+        assert_eq!(spool.whole(&pack(0), 5).unwrap(), b"hello");
+        assert_eq!(spool.whole(&pack(0), 6), None, "another length");
+        let place = spool.find(&pack(0)).unwrap();
+        spool.forget(&pack(0), RegionId(place.region.0 + 1));
+        assert!(spool.find(&pack(0)).is_some(), "a place that it had before");
+        spool.forget(&pack(0), place.region);
+        assert!(spool.find(&pack(0)).is_none());
+        assert!(read(&spool, &place, 0, 5).is_err());
+        let all: Vec<_> = (0..SLOTS).filter_map(|n| spool.fill(pack(n), 5)).collect();
+        assert_eq!(all.len(), SLOTS, "no slot is lost");
     }
 }

@@ -1,0 +1,91 @@
+//! Reads that wait for a refill look around meanwhile.
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
+#[path = "support/support.rs"]
+mod support;
+
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use harbour_fs::{Attr, Config, Fs};
+use harbour_image::tree::Tree;
+use support::{
+    model::{Model, meta, noise},
+    walk::find,
+    world::{Fault, World},
+};
+
+const LEN: usize = 1 << 20;
+
+/// A file of 1 MiB in one pack on `donors`, and a source that never answers.
+fn one(donors: &[u64]) -> (Arc<World>, Arc<Fs>, Attr) {
+    let world = World::new();
+    let mut model = Model::new(LEN);
+    model.file(Tree::ROOT, b"file", meta(0o644), noise(7, LEN), false);
+    let layer = world.layer(&mut model, 1, donors);
+    let path = format!("layers/{}/file", layer.diff_id.short());
+    world.show(vec![], vec![layer]);
+    let fs = world.fs(Config {
+        deadline: Duration::from_secs(20),
+        edge_cache_bytes: 0,
+        ..Config::default()
+    });
+    let file = find(&fs, &path).unwrap();
+    world.hang_refills(true);
+    (world, fs, file)
+}
+
+fn read(fs: &Fs, file: &Attr) -> Duration {
+    let start = Instant::now();
+    let data = fs.patiently(|fs| fs.read(file.node, 0, LEN)).unwrap();
+    assert_eq!(*data, noise(7, LEN));
+    start.elapsed()
+}
+
+#[test]
+fn a_donor_that_comes_to_is_read_although_the_source_is_silent() {
+    let (world, fs, file) = one(&[100]);
+    read(&fs, &file);
+    world.fault(100, Some(Fault::Hang));
+    let thaw = {
+        let world = Arc::clone(&world);
+        std::thread::spawn(move || {
+            std::thread::sleep(Duration::from_millis(1_500));
+            world.fault(100, None);
+        })
+    };
+    let took = read(&fs, &file);
+    assert!(took > Duration::from_secs(1), "{took:?}");
+    assert!(took < Duration::from_secs(4), "{took:?}");
+    assert_eq!(fs.stats().refills, 1, "one, however often it is waited for");
+    thaw.join().unwrap();
+}
+
+#[test]
+fn a_donor_that_others_set_aside_is_asked_before_a_silent_source_is_waited_for_long() {
+    let (world, fs, file) = one(&[100]);
+    world.fault(100, Some(Fault::Gone));
+    let failed = fs.quickly(|fs| fs.read(file.node, 0, LEN));
+    assert!(failed.is_err());
+    world.fault(100, None);
+    let took = read(&fs, &file);
+    assert!(took < Duration::from_secs(1), "{took:?}");
+}
+
+#[test]
+fn a_place_that_is_found_while_the_source_is_silent_is_taken() {
+    let (world, fs, file) = one(&[100]);
+    world.fault(100, Some(Fault::Hang));
+    let copy = {
+        let world = Arc::clone(&world);
+        std::thread::spawn(move || {
+            std::thread::sleep(Duration::from_millis(1_500));
+            world.move_all(101);
+        })
+    };
+    let took = read(&fs, &file);
+    assert!(took < Duration::from_secs(4), "{took:?}");
+    copy.join().unwrap();
+}
