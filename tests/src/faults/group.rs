@@ -3,20 +3,15 @@
 use std::{
     fs,
     path::{Path, PathBuf},
-    time::Duration,
+    process::{Child, Command, Stdio},
 };
 
 use anyhow::{Context, Result, bail};
-
-use crate::shell;
 
 /// Where cgroups are, version 1 and 2.
 const TOPS: [(&str, &Files); 2] = [("/sys/fs/cgroup/memory", &V1), ("/sys/fs/cgroup", &V2)];
 /// Beginning of the names of ours, before the process ID of the test and the number of the host.
 const PREFIX: &str = "harbour-faults.";
-
-/// Until the processes of a group have ended.
-const EMPTY_LIMIT: Duration = Duration::from_secs(5);
 
 const V1: Files = Files {
     limit: "memory.limit_in_bytes",
@@ -37,11 +32,12 @@ struct Files {
     unlimited: &'static str,
 }
 
-/// One cgroup, gone when dropped and empty.
+/// One cgroup, gone when dropped and empty, and when the process is killed.
 #[derive(Debug)]
 pub(super) struct Group {
     dir: PathBuf,
     files: &'static Files,
+    reaper: Child,
 }
 
 impl Group {
@@ -54,7 +50,8 @@ impl Group {
             if fs::create_dir(&dir).is_err() {
                 continue;
             }
-            let group = Self { dir, files };
+            let reaper = reaper(&dir).inspect_err(|_| drop(fs::remove_dir(&dir)))?;
+            let group = Self { dir, files, reaper };
             if group.dir.join(files.limit).exists() {
                 return Ok(group);
             }
@@ -88,15 +85,29 @@ impl Group {
 
 impl Drop for Group {
     fn drop(&mut self) {
-        // What was in it may take a moment to end. Those of a test that was killed are swept by the
-        // next one.
-        let _ = shell::until("the cgroup is empty", EMPTY_LIMIT, || {
-            Ok(fs::remove_dir(&self.dir).ok())
-        });
+        drop(self.reaper.stdin.take());
+        let _ = self.reaper.wait();
     }
 }
 
-/// Removes what tests left that are gone.
+/// A shell that removes the group at the end of its input, which comes when this process has ended,
+/// however it did. What is in the group may take a moment to end.
+fn reaper(dir: &Path) -> Result<Child> {
+    use std::os::unix::process::CommandExt as _;
+    let script = "trap '' INT TERM HUP; read -r _; for _ in $(seq 50); do \
+                  rmdir \"$0\" 2>/dev/null && exit; [ -d \"$0\" ] || exit; sleep 0.1; done";
+    Command::new("sh")
+        .args(["-c", script])
+        .arg(dir)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .process_group(0)
+        .spawn()
+        .context("cannot run sh")
+}
+
+/// Removes what tests left that are gone, reapers and all.
 fn sweep(top: &Path) {
     for entry in fs::read_dir(top).into_iter().flatten().flatten() {
         let name = entry.file_name().to_string_lossy().into_owned();
