@@ -1,4 +1,5 @@
-//! A memory cgroup for each donor: its limit is how much memory the donor's host has.
+//! A memory cgroup for each donor: its limit is how much memory the donor's host has. And one for
+//! the container, so that nothing of it is left.
 
 use std::{
     fs,
@@ -37,21 +38,23 @@ struct Files {
 pub(super) struct Group {
     dir: PathBuf,
     files: &'static Files,
-    reaper: Child,
+    _reaper: Reaper,
 }
 
 impl Group {
     /// Makes the group of the donor on `host`.
     pub(super) fn make(host: usize) -> Result<Self> {
+        sweep();
         for (top, files) in TOPS {
-            let top = Path::new(top);
-            sweep(top);
-            let dir = top.join(format!("{PREFIX}{}.{host}", std::process::id()));
+            let dir = Path::new(top).join(format!("{PREFIX}{}.{host}", std::process::id()));
             if fs::create_dir(&dir).is_err() {
                 continue;
             }
-            let reaper = reaper(&dir).inspect_err(|_| drop(fs::remove_dir(&dir)))?;
-            let group = Self { dir, files, reaper };
+            let group = Self {
+                files,
+                _reaper: Reaper::of(std::slice::from_ref(&dir))?,
+                dir,
+            };
             if group.dir.join(files.limit).exists() {
                 return Ok(group);
             }
@@ -83,33 +86,74 @@ impl Group {
     }
 }
 
-impl Drop for Group {
-    fn drop(&mut self) {
-        drop(self.reaper.stdin.take());
-        let _ = self.reaper.wait();
+/// The container's cgroup: by its path below each hierarchy, and what removes it.
+#[derive(Debug)]
+pub(super) struct Pen {
+    pub(super) path: String,
+    _reaper: Reaper,
+}
+
+impl Pen {
+    /// A path that no other test has. The container's engine makes the groups.
+    pub(super) fn choose() -> Result<Self> {
+        let name = format!("{PREFIX}{}.pen", std::process::id());
+        let dirs: Vec<_> = hierarchies().iter().map(|top| top.join(&name)).collect();
+        Ok(Self {
+            path: format!("/{name}"),
+            _reaper: Reaper::of(&dirs)?,
+        })
     }
 }
 
-/// A shell that removes the group at the end of its input, which comes when this process has ended,
-/// however it did. What is in the group may take a moment to end.
-fn reaper(dir: &Path) -> Result<Child> {
-    use std::os::unix::process::CommandExt as _;
-    let script = "trap '' INT TERM HUP; read -r _; for _ in $(seq 50); do \
-                  rmdir \"$0\" 2>/dev/null && exit; [ -d \"$0\" ] || exit; sleep 0.1; done";
-    Command::new("sh")
-        .args(["-c", script])
-        .arg(dir)
-        .stdin(Stdio::piped())
-        .stdout(Stdio::null())
-        .stderr(Stdio::null())
-        .process_group(0)
-        .spawn()
-        .context("cannot run sh")
+/// A shell that removes groups at the end of its input, which comes when this is dropped or when
+/// the process has ended, however it did. What is in them may take a moment to end.
+#[derive(Debug)]
+struct Reaper(Child);
+
+impl Reaper {
+    fn of(dirs: &[PathBuf]) -> Result<Self> {
+        use std::os::unix::process::CommandExt as _;
+        let script = "trap '' INT TERM HUP; read -r _; for _ in $(seq 50); do \
+                      rmdir \"$@\" 2>/dev/null; left=; for dir; do [ ! -d \"$dir\" ] || left=1; done; \
+                      [ -n \"$left\" ] || exit 0; sleep 0.1; done";
+        Command::new("sh")
+            .args(["-c", script, "sh"])
+            .args(dirs)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .process_group(0)
+            .spawn()
+            .context("cannot run sh")
+            .map(Self)
+    }
+}
+
+impl Drop for Reaper {
+    fn drop(&mut self) {
+        drop(self.0.stdin.take());
+        let _ = self.0.wait();
+    }
+}
+
+/// Where the trees of cgroups begin: one of version 2, several of version 1.
+fn hierarchies() -> Vec<PathBuf> {
+    let top = Path::new("/sys/fs/cgroup");
+    let below = fs::read_dir(top).into_iter().flatten().flatten();
+    let below = below.map(|entry| entry.path()).filter(|path| {
+        // Not the groups of version 2 that lie at the top.
+        path.join("cgroup.procs").exists() && !top.join("cgroup.procs").exists()
+    });
+    std::iter::once(top.to_owned()).chain(below).collect()
 }
 
 /// Removes what tests left that are gone, reapers and all.
-fn sweep(top: &Path) {
-    for entry in fs::read_dir(top).into_iter().flatten().flatten() {
+fn sweep() {
+    let tops = hierarchies();
+    let entries = tops
+        .iter()
+        .flat_map(|top| fs::read_dir(top).into_iter().flatten().flatten());
+    for entry in entries {
         let name = entry.file_name().to_string_lossy().into_owned();
         let test = name
             .strip_prefix(PREFIX)

@@ -157,7 +157,7 @@ impl<'a> Container<'a> {
         let said = fs::read_to_string(&self.log).unwrap_or_default();
         let status = status.with_context(|| format!("the container does not end\n{said}"))?;
         told.with_context(|| format!("the container had ended with {status}:\n{said}"))?;
-        let good = status.success() && said.trim_end().ends_with("ended");
+        let good = status.success() && said.lines().any(|line| line == "ended");
         ensure!(good, "the container ended with {status}:\n{said}");
         let bundle = self.stage.hosts.dir().join("bundle");
         let script = format!("cd {} && umount rootfs && umount up", bundle.display());
@@ -174,6 +174,7 @@ fn write_spec(stage: &Stage, bundle: &Path) -> Result<()> {
         let mut spec: Value = serde_json::from_slice(&fs::read(&path)?)?;
         spec["process"]["terminal"] = false.into();
         spec["process"]["args"] = vec!["/bin/bash", "-c", SCRIPT].into();
+        spec["linux"]["cgroupsPath"] = stage.pen.path.as_str().into();
         spec["root"]["readonly"] = false.into();
         fs::write(&path, spec.to_string())?;
     }

@@ -11,7 +11,7 @@ use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 
 use super::{
-    group::Group,
+    group::{Group, Pen},
     image::{self, Content},
     plan::{DONORS, Fault, Plan},
 };
@@ -53,6 +53,8 @@ pub(super) struct Stage {
     pub(super) lower: Vec<PathBuf>,
     /// Its fast view, where there is one.
     pub(super) view: Option<PathBuf>,
+    /// Where the container lives.
+    pub(super) pen: Pen,
     reference: String,
     /// Of each donor, from host 1 on.
     groups: Vec<Group>,
@@ -92,6 +94,7 @@ impl Stage {
             root: PathBuf::new(),
             lower: Vec::new(),
             view: None,
+            pen: Pen::choose()?,
             reference,
             groups,
         };
