@@ -8,7 +8,7 @@
 
 use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result, anyhow, ensure};
 
 mod group;
 mod image;
@@ -64,12 +64,13 @@ pub fn runs(first: u64, count: u64, mut say: impl FnMut(&str)) -> Result<Sum> {
     for number in 0..count {
         let plan = Plan::of(first.wrapping_add(number));
         let began = Instant::now();
-        let shown = one(&stage, &plan).with_context(|| {
-            format!(
-                "run {} of {count} failed: {plan}\nreplay it with HARBOUR_FAULT_SEED={} HARBOUR_FAULT_RUNS=1 tests/run faults\n{}",
+        let shown = one(&stage, &plan).map_err(|error| {
+            // What counts comes last: who shows the end of a log shows it.
+            anyhow!(
+                "{}\n{error:#}\nrun {} of {count} failed: {plan}\nreplay it with HARBOUR_FAULT_SEED={} HARBOUR_FAULT_RUNS=1 tests/run faults",
+                stage.hosts.logs(),
                 number + 1,
                 plan.seed,
-                stage.hosts.logs()
             )
         })?;
         let mending = Instant::now();
