@@ -106,6 +106,8 @@ pub struct Engine {
     reads: AtomicU64,
     /// Packs that were asked for since the start and had no replica.
     misses: AtomicU64,
+    /// Held by an audit: one at a time, because each reads every row.
+    auditing: Mutex<()>,
 }
 
 impl Engine {
@@ -155,6 +157,7 @@ impl Engine {
             freed: AtomicU64::new(freed),
             reads: AtomicU64::new(0),
             misses: AtomicU64::new(0),
+            auditing: Mutex::new(()),
         };
         // Nothing is collected before the first tick: a daemon that comes up quickly is worth more.
 

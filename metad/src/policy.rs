@@ -42,6 +42,9 @@ pub trait Policy: Send + Debug {
     /// Packs that were read at least `reads` times lately, the last read first, at most `most`.
     fn hot(&self, reads: u32, most: usize) -> Vec<Key>;
 
+    /// Every pack that it knows, in no order.
+    fn known(&self) -> Vec<Key>;
+
     /// What was read before counts half from now on.
     fn cool(&mut self);
 

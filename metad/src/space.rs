@@ -5,11 +5,13 @@
 //! a mistake in either shows as an overlap or as books that do not balance, see [`Space::check`].
 
 mod choice;
+mod look;
 mod region;
 
 use std::collections::BTreeMap;
 
 pub use choice::Ask;
+pub use look::RegionLook;
 use region::Region;
 
 /// Unit of allocation in bytes: a page, so that readers can map and align.
@@ -72,7 +74,8 @@ impl Books {
         self.lent == self.free + self.reserved + self.used + self.quarantined
     }
 
-    fn of(&mut self, book: Book) -> &mut u64 {
+    /// Bytes in one book, to be changed.
+    pub(crate) fn of(&mut self, book: Book) -> &mut u64 {
         match book {
             Book::Reserved => &mut self.reserved,
             Book::Used => &mut self.used,
@@ -80,7 +83,8 @@ impl Books {
         }
     }
 
-    fn add(&mut self, other: &Self) {
+    /// Adds another's sums.
+    pub(crate) fn add(&mut self, other: &Self) {
         self.lent += other.lent;
         self.free += other.free;
         self.reserved += other.reserved;
@@ -95,12 +99,12 @@ impl Books {
 pub struct Conflict(pub Place);
 
 /// All lent memory.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct Space {
     donors: BTreeMap<u64, Donor>,
 }
 
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 struct Donor {
     /// New places are only given on these; a silent donor keeps what it has.
     open: bool,

@@ -35,6 +35,7 @@ mod locks;
 mod packs;
 mod pulls;
 mod reads;
+mod recount;
 mod references;
 mod schema;
 
@@ -57,6 +58,9 @@ pub(crate) use images::{ImageRow, NameRow};
 pub(crate) use layers::{LayerRow, NewLayer};
 pub(crate) use packs::{ExtentRow, ObjectRow, PackRow, QuarantineRow};
 pub(crate) use pulls::{DoneRow, PullRow};
+#[cfg(test)]
+pub(crate) use recount::Falsehood;
+pub(crate) use recount::{PackCount, Recount};
 
 use crate::error::Error;
 

@@ -53,6 +53,13 @@ pub enum Command {
     Rm(Rm),
     /// Show what runs, what is stored and how full the pool is
     Status(Listing),
+    /// Count everything again and compare it with the allocator's books
+    ///
+    /// metad reads every row of its store (donors, regions, extents, quarantine, copies, packs,
+    /// objects, references, pins) in one snapshot and compares the sums and the free map that follow
+    /// with those in its memory at the same instant, while pulls and reads go on. Exit code 1 when
+    /// something differs: each difference is named.
+    Audit(Listing),
     /// Tell where the bytes of a file under the mount come from
     Why(Why),
     /// Check this host and say what is wrong and how to mend it

@@ -1,5 +1,6 @@
 //! One file per subcommand, and what they share.
 
+mod audit;
 mod certs;
 mod daemon;
 mod doctor;
@@ -80,6 +81,7 @@ pub fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Locks(args) => locks::locks(&context, &args),
         Command::Rm(args) => remove::run(&context, &args),
         Command::Status(args) => status::run(&context, &args),
+        Command::Audit(args) => audit::run(&context, &args),
         Command::Why(args) => why::run(&context, &args),
         Command::Doctor(args) => doctor::run(&context, &args),
         Command::Donor(args) => donor::run(&context, args),

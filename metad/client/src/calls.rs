@@ -84,4 +84,7 @@ calls! { nodes, "Nodes":
 calls! { admin, "Admin":
     /// Figures for people.
     status = status, "Status", v1::StatusRequest => v1::StatusReply;
+    /// Everything counted again, and what differs. Looks at every row: give it a deadline of 60 s
+    /// or more where there are millions of objects.
+    audit = audit, "Audit", v1::AuditRequest => v1::AuditReply;
 }

@@ -1,84 +1,118 @@
-//! A check of everything against everything, for tests and for doubts.
+//! Everything against everything: what the store has, counted again, and what is in memory.
+//!
+//! Both are of one instant: under the engine's lock memory is copied and a reader's snapshot begun;
+//! the counting itself happens outside of it, and pulls go on meanwhile. Under the lock nothing is
+//! half done: memory follows each transaction before the lock is given up.
+
+mod compare;
+mod findings;
 
 use std::collections::BTreeMap;
 
-use super::Engine;
+use harbour_metad_client::v1;
+
+use super::{Engine, state::State};
 use crate::{
     error::Error,
-    space::{Book, Books, Place, Space},
+    space::{Books, Space},
+    store::{CopyRow, Counter, PullRow, QuarantineRow},
 };
+use findings::Findings;
+
+/// What memory has, copied.
+#[derive(Debug)]
+struct Kept {
+    space: Space,
+    donors: BTreeMap<u64, KeptDonor>,
+    quarantine: BTreeMap<u64, QuarantineRow>,
+    copies: BTreeMap<u64, CopyRow>,
+    pulls: BTreeMap<u64, PullRow>,
+    /// Packs that the policy knows.
+    ranked: Vec<u64>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct KeptDonor {
+    name: String,
+    epoch: u64,
+    live: bool,
+    draining: bool,
+}
+
+impl Kept {
+    fn of(state: &State) -> Self {
+        let donor = |(id, lease): (&u64, &super::state::DonorLease)| {
+            let kept = KeptDonor {
+                name: lease.name.clone(),
+                epoch: lease.epoch,
+                live: lease.live,
+                draining: lease.draining,
+            };
+            (*id, kept)
+        };
+        let copies = state.copies.under_way.iter();
+        let held = state.quarantine.iter();
+        Self {
+            space: state.space.clone(),
+            donors: state.donors.iter().map(donor).collect(),
+            quarantine: held.map(|held| (held.row.id, held.row)).collect(),
+            copies: copies.map(|(id, copy)| (*id, copy.row)).collect(),
+            pulls: state
+                .pulls
+                .iter()
+                .map(|(id, pull)| (*id, pull.row.clone()))
+                .collect(),
+            ranked: state.policy.known(),
+        }
+    }
+}
 
 impl Engine {
-    /// Compares the store with the free map: no two places overlap, every lent byte is in one
-    /// book, and both sides have the same books. The text names what is wrong.
-    pub fn audit(&self) -> Result<Result<Books, String>, Error> {
-        let state = self.lock();
-        let read = state.writer.read();
-        let mut again = Space::new();
-        for donor in read.donors()? {
-            again.add_donor(
-                donor.id,
-                donor.regions.iter().map(|region| (region.id, region.len)),
-            );
-        }
-        let mut places: BTreeMap<Place, Book> = BTreeMap::new();
-        let mut twice = None;
-        read.for_each_extent(|extent| {
-            let book = if extent.pull.is_some() {
-                Book::Reserved
-            } else {
-                Book::Used
-            };
-            if extent
-                .pull
-                .is_some_and(|pull| !state.pulls.contains_key(&pull))
-            {
-                twice = Some(format!("{extent:?} is of a pull that is not under way"));
-            }
-            if places.insert(extent.place, book).is_some() {
-                twice = Some(format!("{extent:?} is there twice"));
-            }
-            Ok(())
-        })?;
-        let copies = read.copies()?;
-        if copies.len() != state.copies.under_way.len() {
-            twice = Some(format!("{copies:?} are under way, and in memory others"));
-        }
-        for copy in copies {
-            if !state.copies.under_way.contains_key(&copy.id) {
-                twice = Some(format!("{copy:?} is not under way"));
-            }
-            if places.insert(copy.place, Book::Reserved).is_some() {
-                twice = Some(format!("{copy:?} is taken too"));
-            }
-        }
-        let rows = read.quarantine()?;
-        if rows.len() != state.quarantine.len() {
-            twice = Some(format!(
-                "{} in quarantine, {} in memory",
-                rows.len(),
-                state.quarantine.len()
+    /// Counts everything again from the store and compares it with what is in memory.
+    ///
+    /// # Errors
+    /// [`Error::Exhausted`] while another audit is under way. A difference is no error: it is what
+    /// was asked for.
+    pub fn audit(&self) -> Result<v1::AuditReply, Error> {
+        let Some(_alone) = self.auditing.try_lock() else {
+            return Err(Error::Exhausted(
+                "another audit is under way: ask again when it is done".into(),
             ));
+        };
+        let began_ms = self.now_ms();
+        let (count, kept) = self.store.read(|read| {
+            let state = self.lock();
+            // The first question of a transaction begins its snapshot.
+            read.counter(Counter::Generation)?;
+            let kept = Kept::of(&state);
+            drop(state);
+            Ok((read.recount()?, kept))
+        })?;
+        let mut findings = Findings::default();
+        let books = compare::all(&count, &kept, &mut findings);
+        let (differences, found) = findings.told();
+        if found > 0 {
+            tracing::error!(found, "the books differ from a recount of the store");
         }
-        for row in rows {
-            if places.insert(row.place, Book::Quarantined).is_some() {
-                twice = Some(format!("{row:?} is taken too"));
-            }
-        }
-        if let Some(why) = twice {
-            return Ok(Err(why));
-        }
-        for (place, book) in &places {
-            if let Err(conflict) = again.claim(place, *book) {
-                return Ok(Err(conflict.to_string()));
-            }
-        }
-        let (stored, kept) = (again.books(), state.space.books());
-        if stored != kept || !kept.balance() {
-            return Ok(Err(format!(
-                "the store has {stored:?}, the free map {kept:?}"
-            )));
-        }
-        Ok(state.space.check().map(|()| kept))
+        Ok(v1::AuditReply {
+            differences,
+            found,
+            stored: Some(message(&books.stored)),
+            kept: Some(message(&kept.space.books())),
+            donors: books.donors,
+            counted: compare::counted(&count),
+            generation: count.generation,
+            took_ms: self.now_ms().saturating_sub(began_ms),
+        })
+    }
+}
+
+fn message(books: &Books) -> v1::Books {
+    v1::Books {
+        lent_bytes: books.lent,
+        free_bytes: books.free,
+        reserved_bytes: books.reserved,
+        used_bytes: books.used,
+        quarantined_bytes: books.quarantined,
     }
 }

@@ -204,13 +204,14 @@ impl State {
             self.hold(row, not_before_ms.max(unknown));
         }
         effects
-            .removed
-            .iter()
-            .for_each(|pack| self.policy.removed(*pack));
-        effects
             .inserted
             .iter()
             .for_each(|(pack, weight)| self.policy.inserted(*pack, *weight));
+        // After them: a commit may make a pack live and its collection take the pack away again.
+        effects
+            .removed
+            .iter()
+            .for_each(|pack| self.policy.removed(*pack));
         effects.files
     }
 

@@ -66,6 +66,10 @@ impl Policy for Lru {
             .collect()
     }
 
+    fn known(&self) -> Vec<Key> {
+        self.packs.iter().map(|(key, _)| *key).collect()
+    }
+
     fn cool(&mut self) {
         self.packs.iter_mut().for_each(|(_, kept)| kept.reads /= 2);
     }

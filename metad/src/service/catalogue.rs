@@ -112,4 +112,12 @@ impl Admin for Service {
         self.call("Admin.Status", Lane::Read, |engine| engine.status())
             .await
     }
+
+    async fn audit(
+        &self,
+        _: Request<v1::AuditRequest>,
+    ) -> Result<Response<v1::AuditReply>, Status> {
+        self.call("Admin.Audit", Lane::Read, |engine| engine.audit())
+            .await
+    }
 }

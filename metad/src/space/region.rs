@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 /// Free map of a region.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct Region {
     len: u64,
     by_offset: BTreeMap<u64, u64>,
@@ -64,6 +64,12 @@ impl Region {
             end += hole;
         }
         self.insert(start, end - start);
+    }
+
+    /// Free bytes by offset: offset and length.
+    pub(super) fn holes(&self) -> Vec<(u64, u64)> {
+        let holes = self.by_offset.iter();
+        holes.map(|(offset, len)| (*offset, *len)).collect()
     }
 
     pub(super) fn len(&self) -> u64 {

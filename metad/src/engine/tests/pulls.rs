@@ -2,7 +2,7 @@
 
 use harbour_metad_client::v1;
 
-use super::world::{Layer, Pack, World, digest, index_pack, layer, pack, sealed, wanted};
+use super::world::{Layer, Pack, World, digest, index_pack, layer, pack, sealed, sound, wanted};
 use crate::error::Error;
 
 #[test]
@@ -511,7 +511,7 @@ fn a_crash_after_any_step_shows_all_of_an_image_or_nothing() {
             ..Default::default()
         };
         let engine = super::super::Engine::open(folder.path(), options).unwrap();
-        engine.audit().unwrap().unwrap();
+        sound(&engine);
         let images: usize = engine
             .snapshot()
             .unwrap()
