@@ -57,11 +57,7 @@ impl Kept {
             donors: state.donors.iter().map(donor).collect(),
             quarantine: held.map(|held| (held.row.id, held.row)).collect(),
             copies: copies.map(|(id, copy)| (*id, copy.row)).collect(),
-            pulls: state
-                .pulls
-                .iter()
-                .map(|(id, pull)| (*id, pull.row.clone()))
-                .collect(),
+            pulls: state.pulls.clone(),
             ranked: state.policy.known(),
         }
     }
