@@ -46,6 +46,11 @@ const BUFFER_BYTES: u64 = REGION_ALIGN_BYTES;
 /// Its end, which is not part of the ring: what is read behind writes lands there.
 const SCRATCH_BYTES: usize = 4096;
 const RING_BYTES: usize = BUFFER_BYTES as usize - SCRATCH_BYTES;
+/// For so long after the donor's device answered its end is taken for standing: between reads that follow
+/// each other there is no time for a system call. Should it go meanwhile, who waits for the next answer
+/// sees the connection end.
+const LATELY: Duration = Duration::from_millis(1);
+
 /// A connected queue pair.
 #[derive(Debug)]
 pub(super) struct Lane {
@@ -62,6 +67,8 @@ pub(super) struct Lane {
     next_id: u64,
     came: Vec<(u64, Outcome)>,
     patience: Patience,
+    /// When something came last.
+    heard: Option<Instant>,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -115,6 +122,7 @@ impl Lane {
             next_id: 0,
             came: Vec::new(),
             patience: Patience::default(),
+            heard: None,
         })
     }
 
@@ -131,8 +139,17 @@ impl Lane {
         Ok(())
     }
 
-    /// Whether the donor's end still stood a moment ago.
+    /// Whether the donor's end still stood a moment ago: its device has answered, or the connection
+    /// is asked.
     pub(super) fn stands(&self) -> io::Result<()> {
+        match self.heard {
+            Some(heard) if heard.elapsed() < LATELY => Ok(()),
+            _ => self.listen(),
+        }
+    }
+
+    /// Whether the connection to the donor is still open.
+    fn listen(&self) -> io::Result<()> {
         let mut byte = [0];
         let Some(mut stream) = self.stream.as_ref() else {
             return Err(io::ErrorKind::NotConnected.into());
@@ -312,7 +329,9 @@ impl Lane {
         let mut armed = false;
         loop {
             if self.completions.poll(&mut self.came)? > 0 {
-                self.patience.learn(awake, start.elapsed());
+                let now = Instant::now();
+                self.patience.learn(awake, now - start);
+                self.heard = Some(now);
                 return Ok(());
             }
             let now = Instant::now();
@@ -349,7 +368,7 @@ impl Lane {
         if event {
             self.completions.drain()?;
         } else if end {
-            self.stands()?;
+            self.listen()?;
         }
         Ok(())
     }

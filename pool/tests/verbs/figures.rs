@@ -24,10 +24,16 @@ const MOVED: usize = 32;
 /// Reads of one figure of latency.
 const READS: u64 = 200;
 /// What has to be reached of perftest's bandwidth at 1 MiB, and how much of its latency at 4 KiB may
-/// be taken. The goals are 0.8 and 1.5, and the figures are printed; what fails the test is what no
-/// noise of an emulated processor explains.
-const BANDWIDTH: f64 = 0.4;
-const LATENCY: f64 = 4.0;
+/// be taken, each side by its best round.
+///
+/// The goals are 0.8 and 1.5 by medians, which `bench/run rdma` measures on a quiet machine and
+/// `bench/run check` holds to. On a busy one medians say who was disturbed more: seen here are latencies
+/// of perftest from 73 to 8,000 us, of ours from 165 to 340. Best rounds differ by less than a factor of
+/// two from what the medians of a quiet run say. These floors lie beyond that, and short of what they are
+/// here to find: waits that sleep take more than four times as long as perftest's, and bytes that are
+/// not pipelined or are copied once more come at less than half its bandwidth.
+const BANDWIDTH: f64 = 0.5;
+const LATENCY: f64 = 3.0;
 /// Set where figures are to be kept: there are more of them, printed on a line by themselves, and
 /// who keeps them judges them.
 const KEPT: &str = "HARBOUR_TEST_FIGURES";
@@ -75,8 +81,11 @@ fn beside_perftest() {
         "read 4 KiB: {latency:.1} us; ib_read_lat {their_latency:.1}: {:.2} of it",
         latency / their_latency
     );
-    assert!(many >= BANDWIDTH * theirs, "bandwidth");
-    assert!(latency <= LATENCY * their_latency, "latency");
+    let bandwidth = max(&all.many) / max(&all.bandwidth);
+    let latency = min(&all.latency) / min(&all.their_latency);
+    println!("best rounds: {bandwidth:.2} of the bandwidth, {latency:.2} of the latency");
+    assert!(bandwidth >= BANDWIDTH, "bandwidth");
+    assert!(latency <= LATENCY, "latency");
 }
 
 impl Values {
@@ -139,6 +148,14 @@ fn latency(transport: &dyn Transport) -> f64 {
         times.push(start.elapsed().as_secs_f64() * 1e6);
     }
     median(&times)
+}
+
+fn max(values: &[f64]) -> f64 {
+    values.iter().copied().fold(0.0, f64::max)
+}
+
+fn min(values: &[f64]) -> f64 {
+    values.iter().copied().fold(f64::INFINITY, f64::min)
 }
 
 fn median(values: &[f64]) -> f64 {
