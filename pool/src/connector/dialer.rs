@@ -1,8 +1,13 @@
 //! Which of a donor's addresses is taken.
 
 use std::{
-    collections::BTreeMap, error::Error as _, io, net::SocketAddr, path::PathBuf, sync::Arc,
-    time::Instant,
+    collections::BTreeMap,
+    error::Error as _,
+    io,
+    net::SocketAddr,
+    path::PathBuf,
+    sync::Arc,
+    time::{Duration, Instant},
 };
 
 use parking_lot::Mutex;
@@ -16,6 +21,11 @@ use crate::{
     transport::{Access, Transport, TransportError, TransportKind, unreachable},
     verbs::{self, Devices, VerbsTransport},
 };
+
+/// Time that is kept for each way after the one that is tried: a connection over TCP is there after two
+/// round trips. The first queue pair of a process takes longer, as the library and the device are opened
+/// for it, and one that was not waited for means TCP for as long as the connection lasts.
+const RESERVE: Duration = Duration::from_millis(200);
 
 /// Donors whose remarks are kept; more than that and all are forgotten.
 const MAX_REMARKS: usize = 1024;
@@ -212,8 +222,7 @@ impl Dial for AddressDialer {
         for (index, way) in ways.iter().enumerate() {
             let now = Instant::now();
             let left = deadline.saturating_duration_since(now);
-            let share = u32::try_from(ways.len() - index).unwrap_or(u32::MAX);
-            match self.go(way, endpoint, now + left / share) {
+            match self.go(way, endpoint, now + share(left, ways.len() - index)) {
                 Ok(transport) => {
                     self.note(endpoint, way, rdma);
                     return Ok(transport);
@@ -248,6 +257,14 @@ impl AddressDialer {
         let source = io::Error::new(io::ErrorKind::Unsupported, reason);
         unreachable(format!("[{}]", endpoint.addresses.join(", ")), source)
     }
+}
+
+/// How much of the time that is `left` the next of so many ways may take: all but what those after it
+/// need, who are simpler.
+fn share(left: Duration, ways: usize) -> Duration {
+    let ways = u32::try_from(ways).unwrap_or(u32::MAX).max(1);
+    let kept = RESERVE.saturating_mul(ways - 1);
+    left.saturating_sub(kept).max(left / ways)
 }
 
 /// An error with its causes.
@@ -304,6 +321,16 @@ mod tests {
             [tcp(four)],
             "no device has a route to a documentation address"
         );
+    }
+
+    #[test]
+    fn the_last_way_has_time_too() {
+        let ms = Duration::from_millis;
+        assert_eq!(share(ms(1000), 1), ms(1000));
+        assert_eq!(share(ms(1000), 2), ms(800));
+        assert_eq!(share(ms(1000), 3), ms(600));
+        assert_eq!(share(ms(300), 2), ms(150), "half of what is little");
+        assert_eq!(share(ms(0), 2), ms(0));
     }
 
     #[test]
