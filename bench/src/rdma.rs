@@ -61,7 +61,7 @@ fn report(figures: Figures) -> anyhow::Result<Report> {
     let mut report = Report::new("rdma", u32::try_from(rounds)?, false, &[BANDWIDTH, LATENCY]);
     report.settings.insert(
         "where".to_owned(),
-        "a QEMU guest with two processors, all emulated (TCG); soft RoCE on both ends of a veth pair"
+        "a QEMU guest with two processors, all emulated (TCG) and never idle (idle=poll); soft RoCE on both ends of a veth pair"
             .to_owned(),
     );
     let work = [

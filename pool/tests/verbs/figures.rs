@@ -18,7 +18,7 @@ const MIB: usize = 1 << 20;
 /// Rounds of everything; the medians of them are compared.
 const ROUNDS: usize = 7;
 /// The same where figures are kept.
-const ROUNDS_KEPT: usize = 15;
+const ROUNDS_KEPT: usize = 11;
 /// MiB moved for one figure.
 const MOVED: usize = 32;
 /// Reads of one figure of latency.
