@@ -4,11 +4,13 @@
 //! dies, and tries once more before it says so. When a caller knows of a region that the connection
 //! was made without, a new one takes its place. Callers that want the same donor at the same time
 //! share one attempt. A donor that failed is left alone for a while, longer each time, and callers
-//! get its last error at once instead of waiting for the next.
+//! get its last error at once instead of waiting for the next. Where a faster way failed it is tried
+//! again now and then, beside the connection that there is.
 
 use std::{
     fmt, io,
     sync::Arc,
+    thread,
     time::{Duration, Instant},
 };
 
@@ -47,6 +49,10 @@ pub trait Dial: Send + Sync + fmt::Debug {
         endpoint: &Endpoint,
         deadline: Instant,
     ) -> Result<Arc<dyn Transport>, TransportError>;
+
+    /// Whether it is time to look for a faster way to `donor` than the last that [`Dial::dial`] gave,
+    /// because one failed then. Says so once for each time.
+    fn again(&self, donor: u64) -> bool;
 }
 
 /// Bounds of a [`Connector`].
@@ -79,7 +85,7 @@ impl Default for ConnectorConfig {
 pub struct Connector {
     dial: Arc<dyn Dial>,
     config: ConnectorConfig,
-    cache: Cache,
+    cache: Arc<Cache>,
 }
 
 impl Connector {
@@ -88,7 +94,7 @@ impl Connector {
         Self {
             dial,
             config,
-            cache: Cache::new(config),
+            cache: Arc::new(Cache::new(config)),
         }
     }
 
@@ -191,7 +197,12 @@ impl Connector {
                 .cache
                 .look_up((endpoint.donor, endpoint.epoch), &endpoint.keys, deadline)?
             {
-                Lookup::Ready(transport) => return Ok((transport, false)),
+                Lookup::Ready(transport) => {
+                    if self.dial.again(endpoint.donor) {
+                        self.improve(endpoint, &transport);
+                    }
+                    return Ok((transport, false));
+                }
                 Lookup::Dial(attempt) => attempt,
             };
         in_time(deadline)?;
@@ -215,6 +226,32 @@ impl Connector {
                 attempt.failed(&error);
                 Err(error)
             }
+        }
+    }
+
+    /// Looks for a faster way than `slow` without keeping anybody waiting.
+    fn improve(&self, endpoint: &Endpoint, slow: &Arc<dyn Transport>) {
+        let (dial, cache) = (Arc::clone(&self.dial), Arc::clone(&self.cache));
+        let (endpoint, slow) = (endpoint.clone(), Arc::clone(slow));
+        let limit = Instant::now() + self.config.connect_timeout;
+        let look = move || match dial.dial(&endpoint, limit) {
+            Ok(fast) if fast.kind() != slow.kind() => {
+                tracing::info!(donor = endpoint.donor, from = %slow.kind(), to = %fast.kind(), "a faster way to a donor");
+                cache.replace(
+                    (endpoint.donor, endpoint.epoch),
+                    &slow,
+                    fast,
+                    &endpoint.keys,
+                );
+            }
+            Ok(_) => {}
+            Err(error) => {
+                tracing::debug!(donor = endpoint.donor, %error, "no faster way to a donor")
+            }
+        };
+        let thread = thread::Builder::new().name("harbour-improve".to_owned());
+        if let Err(error) = thread.spawn(look) {
+            tracing::debug!(%error, "no thread to look for a faster way with");
         }
     }
 }

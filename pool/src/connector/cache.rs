@@ -50,6 +50,17 @@ enum State {
     },
 }
 
+impl Slot {
+    fn ready(transport: Arc<dyn Transport>, keys: &[RegionKey], used: u64) -> Self {
+        let regions = keys.iter().map(|key| key.region).collect();
+        Self {
+            state: State::Ready { transport, regions },
+            used,
+            failures: 0,
+        }
+    }
+}
+
 /// A [`TransportError`] that can be given to many callers.
 #[derive(Debug)]
 enum Failure {
@@ -174,6 +185,24 @@ impl Cache {
             .map(|(_, transport)| Arc::clone(transport))
     }
 
+    /// Puts `better`, made with `keys`, in the place of `old`, unless that is gone already.
+    pub(super) fn replace(
+        &self,
+        key: Key,
+        old: &Arc<dyn Transport>,
+        better: Arc<dyn Transport>,
+        keys: &[RegionKey],
+    ) {
+        let mut slots = self.slots.lock();
+        if !slots.holds(key, old) {
+            return;
+        }
+        let used = slots.clock;
+        let before = slots.by_key.insert(key, Slot::ready(better, keys, used));
+        drop(slots);
+        drop(before);
+    }
+
     /// Lets go of a connection that died, unless somebody has replaced it already.
     pub(super) fn drop_dead(&self, key: Key, dead: &Arc<dyn Transport>) {
         let mut slots = self.slots.lock();
@@ -282,17 +311,11 @@ impl Slots {
 impl Attempt<'_> {
     /// The connection was made with `keys`.
     pub(super) fn succeeded(self, transport: Arc<dyn Transport>, keys: &[RegionKey]) {
-        let regions = keys.iter().map(|key| key.region).collect();
         let mut slots = self.cache.slots.lock();
         let used = slots.clock;
-        slots.by_key.insert(
-            self.key,
-            Slot {
-                state: State::Ready { transport, regions },
-                used,
-                failures: 0,
-            },
-        );
+        slots
+            .by_key
+            .insert(self.key, Slot::ready(transport, keys, used));
     }
 
     pub(super) fn failed(self, error: &TransportError) {

@@ -27,6 +27,11 @@ use crate::{
 /// for it, and one that was not waited for means TCP for as long as the connection lasts.
 const RESERVE: Duration = Duration::from_millis(200);
 
+/// RDMA that failed is tried again after this, and then after twice as long each time.
+const AGAIN_FIRST: Duration = Duration::from_secs(1);
+/// The longest between two tries.
+const AGAIN_LAST: Duration = Duration::from_secs(60);
+
 /// Donors whose remarks are kept; more than that and all are forgotten.
 const MAX_REMARKS: usize = 1024;
 
@@ -49,7 +54,15 @@ pub struct AddressDialer {
     host: Option<String>,
     devices: Devices,
     /// Why the last connection to a donor is TCP, where there is something to say.
-    remarks: Mutex<BTreeMap<u64, String>>,
+    remarks: Mutex<BTreeMap<u64, Remark>>,
+}
+
+/// Why it is TCP.
+#[derive(Debug)]
+struct Remark {
+    text: String,
+    /// When RDMA is tried again, if it failed, and how long after the last time that is.
+    again: Option<(Instant, Duration)>,
 }
 
 /// One way to a donor.
@@ -151,18 +164,36 @@ impl AddressDialer {
     /// What [`AddressDialer::why_tcp`] said, or what failed, when the last connection to `donor` was
     /// made; `None` when that is not TCP.
     pub fn remark(&self, donor: u64) -> Option<String> {
-        self.remarks.lock().get(&donor).cloned()
+        let remarks = self.remarks.lock();
+        remarks.get(&donor).map(|remark| remark.text.clone())
     }
 
     /// Notes why a connection to a donor is what it is.
     fn note(&self, endpoint: &Endpoint, way: &Way, failed: Option<String>) {
-        let remark = match (way, failed) {
+        let mut remark = match (way, failed) {
             (Way::Shm(_) | Way::Verbs(_), _) => None,
-            (Way::Tcp(_), Some(error)) => Some(format!("RDMA was tried and failed: {error}")),
-            (Way::Tcp(_), None) => self.why_tcp(&endpoint.addresses),
+            (Way::Tcp(_), Some(error)) => Some(Remark {
+                text: format!("RDMA was tried and failed: {error}"),
+                again: Some((Instant::now() + AGAIN_FIRST, AGAIN_FIRST)),
+            }),
+            (Way::Tcp(_), None) => self
+                .why_tcp(&endpoint.addresses)
+                .map(|text| Remark { text, again: None }),
         };
         let mut remarks = self.remarks.lock();
-        remarks.remove(&endpoint.donor);
+        let before = remarks.remove(&endpoint.donor);
+        if let (
+            Some(Remark { again, .. }),
+            Some(Remark {
+                again: Some((_, pause)),
+                ..
+            }),
+        ) = (&mut remark, before)
+            && again.is_some()
+        {
+            let pause = (2 * pause).min(AGAIN_LAST);
+            *again = Some((Instant::now() + pause, pause));
+        }
         if let Some(remark) = remark {
             if remarks.len() >= MAX_REMARKS {
                 remarks.clear();
@@ -240,6 +271,22 @@ impl Dial for AddressDialer {
             }
         }
         Err(first.unwrap_or_else(|| self.nowhere(endpoint)))
+    }
+
+    fn again(&self, donor: u64) -> bool {
+        let mut remarks = self.remarks.lock();
+        let again = remarks
+            .get_mut(&donor)
+            .and_then(|remark| remark.again.as_mut());
+        let now = Instant::now();
+        match again {
+            Some((due, pause)) if now >= *due => {
+                // Until it is known what became of it.
+                *due = now + *pause;
+                true
+            }
+            _ => false,
+        }
     }
 }
 
@@ -321,6 +368,35 @@ mod tests {
             [tcp(four)],
             "no device has a route to a documentation address"
         );
+    }
+
+    #[test]
+    fn what_failed_is_tried_again_now_and_then() {
+        let dialer = AddressDialer::new(Access::Read, Token::NONE, Preference::Auto);
+        let endpoint = Endpoint {
+            donor: 7,
+            epoch: 1,
+            addresses: Vec::new(),
+            keys: Vec::new(),
+        };
+        let peer = "192.0.2.1:1".parse().unwrap();
+        assert!(!dialer.again(7));
+        let mut pauses = Vec::new();
+        for _ in 0..8 {
+            dialer.note(&endpoint, &Way::Tcp(peer), Some("no answer".to_owned()));
+            assert!(!dialer.again(7), "not at once");
+            let mut remarks = dialer.remarks.lock();
+            let again = remarks.get_mut(&7).unwrap().again.as_mut().unwrap();
+            pauses.push(again.1.as_secs());
+            again.0 = Instant::now();
+            drop(remarks);
+            assert!(dialer.again(7));
+            assert!(!dialer.again(7), "once for each time");
+        }
+        assert_eq!(pauses, [1, 2, 4, 8, 16, 32, 60, 60]);
+        assert!(dialer.remark(7).unwrap().contains("no answer"));
+        dialer.note(&endpoint, &Way::Verbs(peer), None);
+        assert!(!dialer.again(7) && dialer.remark(7).is_none());
     }
 
     #[test]

@@ -3,7 +3,7 @@
 use std::{
     sync::{
         Barrier,
-        atomic::{AtomicU32, Ordering},
+        atomic::{AtomicBool, AtomicU32, Ordering},
     },
     thread,
 };
@@ -54,6 +54,8 @@ struct TestDialer {
     takes: Duration,
     /// Schedules of the first connections; the others have no faults.
     schedules: Mutex<Vec<Schedule>>,
+    /// It is time to look for a faster way.
+    again: AtomicBool,
 }
 
 impl TestDialer {
@@ -64,6 +66,7 @@ impl TestDialer {
             dials: AtomicU32::new(0),
             takes,
             schedules: Mutex::new(schedules),
+            again: AtomicBool::new(false),
         })
     }
 
@@ -99,6 +102,40 @@ impl Dial for TestDialer {
         };
         Ok(Arc::new(Faulty::new(inner, schedule)))
     }
+
+    fn again(&self, _donor: u64) -> bool {
+        self.again.swap(false, Ordering::Relaxed)
+    }
+}
+
+/// Looking for a faster way keeps nobody waiting, and what is no faster is not taken.
+#[test]
+fn a_faster_way_is_looked_for_beside_the_one_there_is() {
+    let dialer = TestDialer::new(Duration::from_millis(300), vec![]);
+    let connector = connector(&dialer, |_| {});
+    read(&connector, &endpoint(1, 1)).unwrap();
+    let first = connector.connection(&endpoint(1, 1), soon()).unwrap();
+    dialer.again.store(true, Ordering::Relaxed);
+    let start = Instant::now();
+    read(&connector, &endpoint(1, 1)).unwrap();
+    assert!(start.elapsed() < Duration::from_millis(200));
+    let limit = soon();
+    while dialer.dials() < 2 {
+        assert!(Instant::now() < limit, "nobody looks");
+        thread::sleep(Duration::from_millis(5));
+    }
+    thread::sleep(Duration::from_millis(400));
+    let then = connector.connection(&endpoint(1, 1), soon()).unwrap();
+    assert!(Arc::ptr_eq(&first, &then), "it is as slow as the other");
+    assert_eq!(dialer.dials(), 2);
+    // What is faster takes its place, unless somebody else has.
+    let fast = connector.dial.dial(&endpoint(1, 1), soon()).unwrap();
+    connector
+        .cache
+        .replace((1, 1), &first, Arc::clone(&fast), &[]);
+    connector.cache.replace((1, 1), &first, first.clone(), &[]);
+    let then = connector.connection(&endpoint(1, 1), soon()).unwrap();
+    assert!(Arc::ptr_eq(&fast, &then));
 }
 
 fn connector(dialer: &Arc<TestDialer>, change: impl FnOnce(&mut ConnectorConfig)) -> Connector {
