@@ -6,9 +6,9 @@ mod common;
 
 use std::time::Duration;
 
-use common::Daemon;
+use common::{Daemon, begin_of};
 use harbour_metad_client::{
-    Client, Error, LockSession,
+    Error, LockSession,
     v1::{self, LockOutcome, lock_event::Event},
 };
 
@@ -18,20 +18,6 @@ fn layer(number: u32) -> String {
     let digest = common::hash("layer", number);
     let digits: String = digest.iter().map(|byte| format!("{byte:02x}")).collect();
     format!("layer:{digits}")
-}
-
-async fn begin(client: &Client, what: &str) -> v1::PullRef {
-    let request = v1::BeginRequest {
-        what: what.into(),
-        host: "h".into(),
-        pid: 1,
-        ..Default::default()
-    };
-    let lease = client.begin(request).await.unwrap();
-    v1::PullRef {
-        pull: lease.pull,
-        token: lease.token,
-    }
 }
 
 async fn next(session: &mut LockSession) -> Event {
@@ -58,7 +44,7 @@ async fn acquire(session: &mut LockSession, key: String, wait: bool) -> v1::Lock
 async fn a_lock_goes_from_one_client_to_the_next() {
     let daemon = Daemon::start(|_| {}).await;
     let (one, other) = (daemon.client().await, daemon.client().await);
-    let (first, second) = (begin(&one, "a").await, begin(&other, "b").await);
+    let (first, second) = (begin_of(&one, "a").await, begin_of(&other, "b").await);
     let mut holder = one.lock_session(first).await.unwrap();
     let mut waiter = other.lock_session(second).await.unwrap();
     let held = acquire(&mut holder, layer(1), true).await;
@@ -102,7 +88,7 @@ async fn a_lock_goes_from_one_client_to_the_next() {
 async fn sessions_of_nobody_and_keys_of_nothing_are_refused() {
     let daemon = Daemon::start(|_| {}).await;
     let client = daemon.client().await;
-    let pull = begin(&client, "a").await;
+    let pull = begin_of(&client, "a").await;
     let forged = v1::PullRef {
         token: pull.token + 1,
         ..pull
@@ -136,7 +122,7 @@ async fn many_clients_take_turns() {
         let client = daemon.client().await;
         let counter = counter.clone();
         tasks.spawn(async move {
-            let pull = begin(&client, &number.to_string()).await;
+            let pull = begin_of(&client, &number.to_string()).await;
             let mut session = client.lock_session(pull).await.unwrap();
             for _ in 0..TURNS {
                 let reply = acquire(&mut session, layer(0), true).await;

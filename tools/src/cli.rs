@@ -68,7 +68,7 @@ pub enum Command {
     Donor(DonorArgs),
     /// List donors
     Donors(Listing),
-    /// List locks: who fetches which layer, who waits, for how long
+    /// List locks that pulls hold or wait for at metad
     Locks(Listing),
     /// Run the metadata daemon
     Metad(MetadArgs),

@@ -4,10 +4,9 @@
 //! catalogue knows when it is asked anew; a refill, and the replicas after it; at last, those of
 //! donors that were passed over because they do not answer, with all the time that is left. While a
 //! refill is under way those donors are asked again every now and then: its source may be as silent
-//! as they were, and they may have come to. A
-//! replica fails by an error or by bytes that do not pass the check, which are never looked at
-//! again. Replicas that failed although the catalogue still lists them are reported as lost, unless
-//! their donor was merely silent.
+//! as they were, and they may have come to. A replica fails by an error or by bytes that do not pass
+//! the check, which are never looked at again. Replicas that failed although the catalogue still
+//! lists them are reported as lost, unless their donor was merely silent.
 //!
 //! Of several replicas, memory of this host comes first, then the donor that has lately been
 //! fastest; what is equal takes turns. When one is later than usual another is asked beside it

@@ -114,8 +114,13 @@ pub(crate) async fn donor(client: &Client, name: &str, epoch: u64, len: u64) -> 
 }
 
 pub(crate) async fn begin(client: &Client) -> v1::PullRef {
+    begin_of(client, "x").await
+}
+
+/// A pull that is shown as one of `what`.
+pub(crate) async fn begin_of(client: &Client, what: &str) -> v1::PullRef {
     let request = v1::BeginRequest {
-        what: "x".into(),
+        what: what.into(),
         host: "h".into(),
         pid: 1,
         ..Default::default()
