@@ -9,7 +9,7 @@ use crate::{
     ingest::HARBOUR,
     link, open, rdma,
     report::{Report, markdown},
-    targets::{DIRS, EXT4, SQUASHFUSE, UNREAD, VIEW},
+    targets::{DIRS, EXT4, SQUASHFUSE, TMPFS, UNREAD, VIEW},
     verify::{UNVERIFIED, VERIFIED},
 };
 
@@ -176,6 +176,37 @@ const THRESHOLDS: &[Threshold] = &[
     ),
 ];
 
+/// What the same run says of others that serve a missed promise by the same paths of the kernel: a FUSE
+/// file system with nothing to check, and files in memory, which are kept in single pages as FUSE's are.
+const PEERS: [&str; 2] = [SQUASHFUSE, TMPFS];
+
+/// A line on [`PEERS`], where they were measured beside the directories.
+fn limits(threshold: &Threshold, reports: &[Report]) -> Option<String> {
+    let (DIRS, Bound::Speed(base, _)) = (threshold.target, threshold.bound) else {
+        return None;
+    };
+    let of_command = |report: &&Report| report.command == threshold.command;
+    let report = reports.iter().find(of_command)?;
+    let speeds: Vec<String> = PEERS
+        .iter()
+        .filter_map(|peer| {
+            let peer_threshold = Threshold {
+                target: peer,
+                ..*threshold
+            };
+            let speed = found(&peer_threshold, report)?;
+            Some(format!("{peer} {speed:.2}"))
+        })
+        .collect();
+    let (work, mode) = (threshold.workload, threshold.mode);
+    (!speeds.is_empty()).then(|| {
+        format!(
+            "{work} {mode}, in the same run beside {base}: {}\n",
+            speeds.join(", ")
+        )
+    })
+}
+
 /// Compares; fails when a threshold is missed or was not measured at all.
 pub(crate) fn run(paths: &[PathBuf]) -> anyhow::Result<ExitCode> {
     let mut reports = Vec::new();
@@ -201,6 +232,11 @@ pub(crate) fn run(paths: &[PathBuf]) -> anyhow::Result<ExitCode> {
         .collect();
     let missed = verdicts.iter().filter(|verdict| !verdict.met).count();
     command::say(&table(&verdicts))?;
+    for verdict in verdicts.iter().filter(|verdict| !verdict.met) {
+        if let Some(text) = limits(&verdict.threshold, &reports) {
+            command::say(&text)?;
+        }
+    }
     command::say(&format!(
         "{} of {} thresholds met\n",
         verdicts.len() - missed,
@@ -337,6 +373,31 @@ mod tests {
         );
         // What was not measured is not met.
         assert!(!met("stat", Bound::Speed(EXT4, 0.0)) && !met("tar", Bound::Time("nothing", 9.0)));
+    }
+
+    #[test]
+    fn a_miss_is_shown_beside_its_peers() {
+        let mut report = Report::new("workloads", 1, false, &[]);
+        for (target, speed) in [(EXT4, 4.0), (DIRS, 2.0), (SQUASHFUSE, 1.0)] {
+            report.add("seq-1m", "warm", target, GB_PER_S, speed);
+        }
+        let reports = [report];
+        let said = limits(&THRESHOLDS[0], &reports).unwrap();
+        assert_eq!(
+            said,
+            "seq-1m warm, in the same run beside ext4: squashfuse_ll 0.25\n"
+        );
+        assert_eq!(
+            limits(&on("tar", "warm", DIRS, Bound::Speed(EXT4, 1.0)), &reports),
+            None
+        );
+        assert_eq!(
+            limits(
+                &on("seq-1m", "warm", VIEW, Bound::Speed(EXT4, 1.0)),
+                &reports
+            ),
+            None
+        );
     }
 
     #[test]

@@ -48,7 +48,7 @@ pub(crate) const DONOR: &str = "donor";
 /// What the donor has to spare before something takes memory from it.
 const SPARE_BYTES: u64 = 256 << 20;
 /// Beyond what is asked for, for what else goes on in the host.
-const NOISE_BYTES: u64 = 64 << 20;
+const NOISE_BYTES: u64 = 512 << 20;
 /// How exact the kernel's sum of shared memory is: each processor keeps some pages to itself.
 const SLACK_BYTES: u64 = 8 << 20;
 /// Bytes of one write.
@@ -146,7 +146,11 @@ fn squeeze(
         if before.saturating_sub(meminfo("Shmem")?) + SLACK_BYTES >= asked {
             break start.elapsed();
         }
-        anyhow::ensure!(start.elapsed() < LIMIT, "the donor gives nothing back");
+        let came = before.saturating_sub(meminfo("Shmem")?) >> 20;
+        anyhow::ensure!(
+            start.elapsed() < LIMIT,
+            "the donor gives back {came} MiB and no more"
+        );
         thread::sleep(Duration::from_millis(1));
     };
     stop.store(true, Ordering::Release);

@@ -118,7 +118,7 @@ pub(crate) fn run(common: &crate::Common, place: &Place) -> anyhow::Result<Repor
             None => {}
         }
         mounts::drop_caches(2 * cluster.len)?;
-        let job = Job::Sequential(MIB as u64);
+        let job = Job::Aligned(MIB as u64);
         let rate = fio::run(job, &cluster.file, cluster.len, 0, true, u64::from(round))?;
         report.add(FILE, "", TCP, GB_PER_S, rate.bytes / 1e9);
         report.add("read-4k", "", SOCKET, MICROS, round_trips(&mut echo, time)?);
@@ -169,8 +169,15 @@ impl Far {
             write,
         };
         let deadline = Instant::now() + LIMIT;
-        TcpTransport::connect(self.ready.donor, 0, Access::ReadWrite, &[key], deadline)
-            .context("cannot reach the donor of the far side")
+        TcpTransport::connect(
+            self.ready.donor,
+            None,
+            0,
+            Access::ReadWrite,
+            &[key],
+            deadline,
+        )
+        .context("cannot reach the donor of the far side")
     }
 }
 

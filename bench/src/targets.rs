@@ -25,6 +25,9 @@ pub(crate) const UNREAD: &str = "ext4-unread";
 /// The other one.
 pub(crate) const SQUASHFUSE: &str = "squashfuse_ll";
 
+/// The tree in memory: the limit.
+pub(crate) const TMPFS: &str = "tmpfs";
+
 /// Longest wait for a FUSE program to serve.
 const READY: Duration = Duration::from_secs(20);
 
@@ -60,7 +63,7 @@ pub(crate) fn build(
             _held: Vec::new(),
         });
     }
-    for name in [EXT4, "tmpfs", SQUASHFUSE, "erofsfuse", "erofs"] {
+    for name in [EXT4, TMPFS, SQUASHFUSE, "erofsfuse", "erofs"] {
         if !want(name) && !want(&overlay_of(name)) {
             continue;
         }
@@ -101,7 +104,7 @@ fn reference(name: &str, data: &Path, place: &Place) -> anyhow::Result<(PathBuf,
     let root = place.short.join(name);
     let held: Held = match name {
         EXT4 => return Ok((data.join("ext4"), Vec::new())),
-        "tmpfs" => {
+        TMPFS => {
             let mounted = Mounted::tmpfs(&root)?;
             command::run(
                 Command::new("cp")

@@ -10,7 +10,7 @@ use std::{
 };
 
 use harbour_fs::{Attr, Config, Fs};
-use harbour_image::tree::Tree;
+use harbour_image::{object::PackId, tree::Tree};
 use support::{
     model::{Model, meta, noise},
     walk::find,
@@ -21,9 +21,17 @@ const LEN: usize = 1 << 20;
 
 /// A file of 1 MiB in one pack on `donors`, and a source that never answers.
 fn one(donors: &[u64]) -> (Arc<World>, Arc<Fs>, Attr) {
+    let (world, fs, file, _) = packs(1, donors);
+    world.hang_refills(true);
+    (world, fs, file)
+}
+
+/// A file of so many MiB, each in a pack of its own that all `donors` have.
+fn packs(count: usize, donors: &[u64]) -> (Arc<World>, Arc<Fs>, Attr, Vec<PackId>) {
     let world = World::new();
     let mut model = Model::new(LEN);
-    model.file(Tree::ROOT, b"file", meta(0o644), noise(7, LEN), false);
+    let content = noise(7, count * LEN);
+    model.file(Tree::ROOT, b"file", meta(0o644), content, false);
     let layer = world.layer(&mut model, 1, donors);
     let path = format!("layers/{}/file", layer.diff_id.short());
     world.show(vec![], vec![layer]);
@@ -33,8 +41,7 @@ fn one(donors: &[u64]) -> (Arc<World>, Arc<Fs>, Attr) {
         ..Config::default()
     });
     let file = find(&fs, &path).unwrap();
-    world.hang_refills(true);
-    (world, fs, file)
+    (world, fs, file, model.pack_ids())
 }
 
 fn read(fs: &Fs, file: &Attr) -> Duration {
@@ -88,4 +95,36 @@ fn a_place_that_is_found_while_the_source_is_silent_is_taken() {
     let took = read(&fs, &file);
     assert!(took < Duration::from_secs(4), "{took:?}");
     copy.join().unwrap();
+}
+
+#[test]
+fn two_silent_donors_of_one_read_cost_little_more_than_one() {
+    let (world, fs, file, packs) = packs(2, &[100, 101]);
+    world.keep(&packs[0], 100);
+    world.keep(&packs[1], 101);
+    for donor in [100, 101] {
+        world.fault(donor, Some(Fault::Hang));
+    }
+    let start = Instant::now();
+    let offset = LEN as u64 / 2;
+    let data = fs.patiently(|fs| fs.read(file.node, offset, LEN)).unwrap();
+    let took = start.elapsed();
+    assert_eq!(*data, noise(7, 2 * LEN)[LEN / 2..][..LEN]);
+    assert_eq!(world.refills().len(), 2, "both packs came from the source");
+    assert!(took > Duration::from_secs(1), "{took:?}");
+    assert!(took < Duration::from_secs(2), "{took:?}");
+}
+
+#[test]
+fn a_donor_found_anew_that_is_silent_too_costs_little_more() {
+    let (world, fs, file, _) = packs(1, &[100]);
+    world.freeze_places();
+    world.move_all(101);
+    for donor in [100, 101] {
+        world.fault(donor, Some(Fault::Hang));
+    }
+    let took = read(&fs, &file);
+    assert_eq!(world.refills().len(), 1, "it came from the source");
+    assert!(took > Duration::from_secs(1), "{took:?}");
+    assert!(took < Duration::from_millis(2_200), "{took:?}");
 }

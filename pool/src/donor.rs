@@ -32,6 +32,7 @@ use crate::{
         address_of,
         frames::{MAX_REGION_BYTES, MAX_REGIONS},
     },
+    tcp::Veil,
     token::{RegionKey, Token, random_bytes},
     transport::RegionInfo,
     verbs::{Devices, lender::Lender},
@@ -87,6 +88,8 @@ pub struct DonorConfig {
     pub rdma: Devices,
     /// Bounds of what is done for readers on other hosts.
     pub tcp: TcpLimits,
+    /// Bytes for them go under TLS, and to nobody without; over RDMA they would not.
+    pub veil: Option<Veil>,
     /// Connections at one time; one more is told to come back later.
     pub max_connections: usize,
     /// How long a connection may take to say what it wants.
@@ -111,6 +114,7 @@ impl DonorConfig {
             listen: Vec::new(),
             rdma: Devices::Any,
             tcp: TcpLimits::default(),
+            veil: None,
             max_connections: 256,
             handshake_timeout: Duration::from_secs(2),
         }

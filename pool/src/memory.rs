@@ -23,6 +23,7 @@ use nix::{
 use crate::sys::Mapping;
 
 mod gather;
+mod nodes;
 
 use gather::Gathering;
 
@@ -126,6 +127,7 @@ impl Memory {
             huge_pages: false,
             gathering: Some(Gathering::new(len)),
         };
+        nodes::choose(&memory);
         if populate {
             check_available(len)?;
             let mapping = Mapping::new(&memory, true).map_err(call("mmap"))?;
@@ -139,14 +141,16 @@ impl Memory {
     fn huge(len: u64) -> io::Result<Self> {
         let file = create(MFdFlags::MFD_HUGETLB | MFdFlags::MFD_HUGE_2MB)?;
         file.set_len(len)?;
-        allocate(&file, len)?;
         seal(&file)?;
-        Ok(Self {
+        let memory = Self {
             file,
             len,
             huge_pages: true,
             gathering: None,
-        })
+        };
+        nodes::choose(&memory);
+        allocate(&memory.file, len)?;
+        Ok(memory)
     }
 
     /// Takes a descriptor that a donor passed and says to be `len` bytes long, after checking that

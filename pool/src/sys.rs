@@ -41,6 +41,9 @@ pub(crate) mod verbs;
 /// The kernel passes at most this many descriptors with one message (`SCM_MAX_FD`).
 const MAX_PASSED_FDS: usize = 253;
 
+/// NUMA nodes that a kernel may have (`MAX_NUMNODES`).
+pub(crate) const NODES_MAX: usize = 1024;
+
 /// A whole [`Memory`] in this process's address space.
 #[derive(Debug)]
 pub(crate) struct Mapping {
@@ -168,6 +171,30 @@ impl Mapping {
         // SAFETY: base and length are those of a live mapping; locking changes neither what it
         // holds nor where it lies, and unmapping undoes it.
         unsafe { mlock(self.base, self.len) }?;
+        Ok(())
+    }
+
+    /// Has pages that are not there yet come from a NUMA node where it has any, whoever touches them
+    /// first through whichever mapping: the policy is the file's.
+    pub(crate) fn prefer(&self, node: u32) -> io::Result<()> {
+        const WORD: usize = u64::BITS as usize;
+        let mut mask = [0_u64; NODES_MAX / WORD];
+        let word = mask.get_mut(node as usize / WORD);
+        *word.ok_or(io::ErrorKind::InvalidInput)? = 1 << (node as usize % WORD);
+        // SAFETY: base and length are those of a live mapping, whose content does not change; the
+        // kernel reads as many bits of the mask as it is told, less one.
+        let done = unsafe {
+            libc::syscall(
+                libc::SYS_mbind,
+                self.base.as_ptr(),
+                self.len,
+                libc::MPOL_PREFERRED,
+                mask.as_ptr(),
+                NODES_MAX + 1,
+                0,
+            )
+        };
+        Errno::result(done)?;
         Ok(())
     }
 

@@ -22,6 +22,7 @@ pub mod frames;
 pub(crate) mod handshake;
 mod link;
 mod socket;
+pub(crate) mod veil;
 
 use frames::{
     Grant, Purpose,
@@ -29,6 +30,8 @@ use frames::{
 };
 use handshake::{Target, open};
 use link::{Fault, Link, Piece};
+pub use veil::Veil;
+use veil::Wire;
 
 /// Connections of one transport at one time; a batch more waits for one.
 const MAX_LINKS: usize = 4;
@@ -41,6 +44,8 @@ pub struct TcpTransport {
     epoch: u64,
     access: Access,
     keys: Vec<RegionKey>,
+    /// TLS, for a donor that wants it.
+    veil: Option<Veil>,
     /// What the donor said last that it lends and allows, by growing id.
     grants: RwLock<Arc<[Grant]>>,
     links: Mutex<Links>,
@@ -48,7 +53,7 @@ pub struct TcpTransport {
     freed: Condvar,
 }
 
-#[derive(Debug)]
+#[derive(Debug, Default)]
 struct Links {
     idle: Vec<Link>,
     /// Idle ones and those that batches have.
@@ -75,42 +80,56 @@ struct Place {
 
 impl TcpTransport {
     /// Connects to the donor that listens at `peer`. `epoch` is the one that the caller's locations
-    /// are of, or 0 for whichever the donor is in; `keys` are the tokens that the caller holds.
+    /// are of, or 0 for whichever the donor is in; `keys` are the tokens that the caller holds; with a
+    /// `veil` everything after the welcome goes under TLS, and without one nothing does.
     ///
     /// # Errors
     /// `Unreachable` when nobody answers there or the donor is busy, `WrongEpoch`, `Refused` when
     /// the donor does not accept the tokens or breaks the protocol, `Deadline`.
     pub fn connect(
         peer: SocketAddr,
+        veil: Option<&Veil>,
         epoch: u64,
         access: Access,
         keys: &[RegionKey],
         deadline: Instant,
     ) -> Result<Self, TransportError> {
         in_time(deadline)?;
-        let address = address_of(peer);
-        let target = Target {
+        let mut transport = Self {
             peer,
-            address: &address,
+            address: address_of(peer, veil.is_some()),
             epoch,
             access,
-            keys,
+            keys: keys.to_vec(),
+            veil: veil.cloned(),
+            grants: RwLock::new(Arc::new([])),
+            links: Mutex::default(),
+            freed: Condvar::new(),
         };
-        let opened = open(target, Purpose::Data, deadline)?;
-        let links = Links {
-            idle: vec![Link::new(opened.stream)],
+        let (link, epoch) = transport.open(deadline)?;
+        transport.epoch = epoch;
+        *transport.links.lock() = Links {
+            idle: vec![link],
             open: 1,
         };
-        Ok(Self {
-            peer,
-            address,
-            epoch: opened.epoch,
-            access,
-            keys: keys.to_vec(),
-            grants: RwLock::new(opened.regions.into()),
-            links: Mutex::new(links),
-            freed: Condvar::new(),
-        })
+        Ok(transport)
+    }
+
+    /// Makes a connection.
+    fn open(&self, deadline: Instant) -> Result<(Link, u64), TransportError> {
+        let target = Target {
+            peer: self.peer,
+            address: &self.address,
+            epoch: self.epoch,
+            access: self.access,
+            keys: &self.keys,
+        };
+        let opened = open(target, Purpose::Data, deadline)?;
+        let wire = Wire::to_donor(opened.stream, self.veil.as_ref(), deadline)
+            .map_err(|error| unreachable(&self.address, error))?
+            .ok_or(TransportError::Deadline)?;
+        *self.grants.write() = opened.regions.into();
+        Ok((Link::new(wire), opened.epoch))
     }
 
     /// What the donor said last that it lends of what the tokens open, by growing id.
@@ -150,16 +169,7 @@ impl TcpTransport {
             fresh: true,
             counted: true,
         };
-        let target = Target {
-            peer: self.peer,
-            address: &self.address,
-            epoch: self.epoch,
-            access: self.access,
-            keys: &self.keys,
-        };
-        let opened = open(target, Purpose::Data, deadline)?;
-        *self.grants.write() = opened.regions.into();
-        held.link = Some(Link::new(opened.stream));
+        held.link = Some(self.open(deadline)?.0);
         Ok(held)
     }
 
@@ -381,20 +391,30 @@ fn split(pieces: &mut Vec<Piece>, operation: usize, region: RegionId, offset: u6
     }
 }
 
+/// Instead of the transport's name in addresses of donors that want TLS.
+const VEILED: &str = "tls";
+
 /// The form in which a donor's TCP socket appears in addresses: `"tcp:192.0.2.1:7481"`,
-/// `"tcp:[2001:db8::1]:7481"`.
-pub fn address_of(peer: SocketAddr) -> String {
-    format!("{}:{peer}", TransportKind::Tcp)
+/// `"tcp:[2001:db8::1]:7481"`; `"tls:192.0.2.1:7481"` where bytes go under TLS.
+pub fn address_of(peer: SocketAddr, veiled: bool) -> String {
+    let name = if veiled {
+        VEILED
+    } else {
+        TransportKind::Tcp.name()
+    };
+    format!("{name}:{peer}")
 }
 
-/// The socket in an address of the form that [`address_of`] gives, or `None` for other transports
-/// and for names: looking those up has no deadline, so donors say where they are in numbers.
-pub fn peer_of(address: &str) -> Option<SocketAddr> {
-    address
-        .strip_prefix(TransportKind::Tcp.name())?
-        .strip_prefix(':')?
-        .parse()
-        .ok()
+/// The socket in an address of the form that [`address_of`] gives, and whether it wants TLS; `None`
+/// for other transports and for names: looking those up has no deadline, so donors say where they
+/// are in numbers.
+pub fn peer_of(address: &str) -> Option<(SocketAddr, bool)> {
+    let (name, peer) = address.split_once(':')?;
+    let veiled = name == VEILED;
+    if !veiled && name != TransportKind::Tcp.name() {
+        return None;
+    }
+    Some((peer.parse().ok()?, veiled))
 }
 
 #[cfg(test)]
@@ -403,13 +423,20 @@ mod tests {
 
     #[test]
     fn addresses_go_there_and_back() {
-        for text in ["tcp:192.0.2.1:7481", "tcp:[2001:db8::1]:7481"] {
-            assert_eq!(address_of(peer_of(text).unwrap()), text);
+        for text in [
+            "tcp:192.0.2.1:7481",
+            "tcp:[2001:db8::1]:7481",
+            "tls:192.0.2.1:7481",
+        ] {
+            let (peer, veiled) = peer_of(text).unwrap();
+            assert_eq!(address_of(peer, veiled), text);
         }
         for text in [
             "tcp:host:7481",
             "tcp:192.0.2.1",
             "tcp:",
+            "tls:",
+            "tlss:192.0.2.1:1",
             "tcp",
             "shm:/x",
             "tcp:::1:5",

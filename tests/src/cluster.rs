@@ -157,17 +157,12 @@ impl Cluster {
     /// The same with a configuration file of this content.
     pub fn configured(lend: &str, toml: &str) -> Result<Self> {
         let mut cluster = Self::empty(lend)?;
-        std::fs::write(cluster.config_file(), toml)?;
+        cluster.configure(toml)?;
         for part in Part::ALL {
             cluster.start_part(part, None)?;
         }
         cluster.wait_ready()?;
         Ok(cluster)
-    }
-
-    /// Where its configuration file is, when it has one.
-    fn config_file(&self) -> PathBuf {
-        self.dir.path().join("harbour.toml")
     }
 
     /// Directories of a cluster in which nothing runs yet.
@@ -242,10 +237,6 @@ impl Cluster {
             .env_remove("HARBOUR_CONFIG")
             .env_remove("HARBOUR_TRANSPORT")
             .env("RUST_BACKTRACE", "1");
-        let config = self.config_file();
-        if config.exists() {
-            command.arg("--config").arg(config);
-        }
         command
     }
 

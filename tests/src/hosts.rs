@@ -9,7 +9,8 @@
 //! A host is only a network namespace: all of them see one file system, so that shared memory would
 //! reach from host to host. Parts are therefore told to use TCP. Hosts on RDMA devices ([`Seat`]) are
 //! the other way round: soft RoCE does not work from one network namespace to another, so they share
-//! the one of the test, and have mount namespaces in which each has a boot ID of its own.
+//! the one of the test, and have mount namespaces in which each has a boot ID of its own. Hosts with
+//! rooms ([`Hosts::in_rooms`]) have both, and a root directory each: what a page says can be typed there.
 
 use std::{
     fs::File,
@@ -29,6 +30,8 @@ use crate::{
 };
 
 mod net;
+mod registry;
+mod rooms;
 mod seats;
 
 pub use seats::Seat;
@@ -64,6 +67,8 @@ enum Wires {
     Cables(Family),
     /// The network of the test.
     Seats(Vec<Seat>),
+    /// Cables to a bridge and a root directory each, by these names.
+    Rooms(Vec<String>),
 }
 
 /// A set of hosts, numbered from 0; metad is on host 0.
@@ -100,7 +105,7 @@ impl Hosts {
         let script =
             "mount -t tmpfs run /run && mkdir /run/netns && touch \"$0\" && exec sleep infinity";
         let own = match wires {
-            Wires::Cables(_) => ["--mount", "--pid", "--net"].as_slice(),
+            Wires::Cables(_) | Wires::Rooms(_) => ["--mount", "--pid", "--net"].as_slice(),
             Wires::Seats(_) => &["--mount", "--pid"],
         };
         let keel = Command::new("setpriv")
@@ -134,9 +139,14 @@ impl Hosts {
                 std::fs::create_dir_all(hosts.host_dir(host).join(name))?;
             }
         }
-        match hosts.wires {
+        match &hosts.wires {
             Wires::Cables(_) => hosts.lay_cables()?,
             Wires::Seats(_) => hosts.part_ways()?,
+            Wires::Rooms(names) => {
+                hosts.lay_cables()?;
+                hosts.furnish(names)?;
+                return Ok(hosts);
+            }
         }
         hosts.certify()?;
         Ok(hosts)
@@ -185,6 +195,7 @@ impl Hosts {
                 Ipv6Addr::new(0xfd77, 0, 0, 0, 0, 0, 0, number.into()).into()
             }
             Wires::Seats(seats) => seats[host].address,
+            Wires::Rooms(_) => Ipv4Addr::new(192, 0, 2, number).into(),
         }
     }
 
@@ -200,11 +211,18 @@ impl Hosts {
     /// A program on a host.
     pub fn on(&self, host: usize, program: impl AsRef<std::ffi::OsStr>) -> Command {
         let mut command = self.in_keel("nsenter");
-        command.arg(match self.wires {
-            Wires::Cables(_) => format!("--net=/run/netns/h{host}"),
-            Wires::Seats(_) => format!("--mount={}", seats::namespace(host)),
-        });
-        command.arg("--").arg(program);
+        if !matches!(self.wires, Wires::Seats(_)) {
+            command.arg(format!("--net=/run/netns/h{host}"));
+        }
+        if !matches!(self.wires, Wires::Cables(_)) {
+            command.arg(format!("--mount={}", seats::namespace(host)));
+        }
+        command.arg("--");
+        if let Wires::Rooms(names) = &self.wires {
+            command.arg("chroot").arg(rooms::root(&names[host]));
+            command.env("PATH", rooms::PATH);
+        }
+        command.arg(program);
         command.env_remove("HARBOUR_FAILPOINT");
         command.env_remove("HARBOUR_CONFIG");
         command
@@ -238,7 +256,7 @@ impl Hosts {
             .arg(self.authority().join(format!("hosts/h{host}")));
         command.args(["--metad", &format!("https://{}", self.metad())]);
         match &self.wires {
-            Wires::Cables(_) => command.args(["--transport", "tcp"]),
+            Wires::Cables(_) | Wires::Rooms(_) => command.args(["--transport", "tcp"]),
             Wires::Seats(seats) => command.args(["--rdma-device", &seats[host].rdma_device]),
         };
         command.args(args);

@@ -32,6 +32,20 @@ pub fn digest(bytes: &[u8]) -> String {
     format!("sha256:{}", hex::encode(Sha256::digest(bytes)))
 }
 
+/// Bytes that do not compress, the same for the same seed.
+pub fn noise(seed: u64, len: usize) -> Vec<u8> {
+    let mut state = seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1;
+    let mut out = Vec::with_capacity(len + 8);
+    while out.len() < len {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        out.extend(state.wrapping_mul(0x2545_F491_4F6C_DD1D).to_le_bytes());
+    }
+    out.truncate(len);
+    out
+}
+
 /// One tar entry; `Default` is an empty file of root's with mode 0644.
 #[derive(Clone, Debug)]
 pub struct Entry {
@@ -235,6 +249,11 @@ impl Blob {
     /// A true gzip layer of a tar stream.
     pub fn gzip(tar: &[u8]) -> Result<Self> {
         Ok(Self::new(gzip(tar)?, media::GZIP, digest(tar)))
+    }
+
+    /// A true layer that is not compressed.
+    pub fn plain(tar: &[u8]) -> Self {
+        Self::new(tar.to_vec(), media::TAR, digest(tar))
     }
 
     /// A layer whose descriptor tells the truth about `bytes`.

@@ -5,6 +5,7 @@
 //! like any program, and drives `harbour` through its command line. From the rooms it takes only
 //! the list of failpoints to die at.
 
+pub mod beside;
 pub mod cluster;
 pub mod faults;
 pub mod fixtures;

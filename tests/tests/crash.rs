@@ -10,7 +10,7 @@ use std::{
 
 use harbour_tests::{
     cluster::{Cluster, Part, Pulled},
-    layers::{Entry, Layout},
+    layers::{Entry, Layout, noise},
     shell,
 };
 use serde_json::Value;
@@ -23,6 +23,12 @@ const LEND_LITTLE: &str = "64MiB";
 const SETTLE_LIMIT: Duration = Duration::from_secs(60);
 /// One pull beside a dead or dying daemon.
 const PULL_LIMIT: Duration = Duration::from_secs(60);
+
+/// A cluster in which the dead are found out soon: most of the time of these tests would be leases of
+/// 15 s that run out.
+fn start(lend: &str) -> Cluster {
+    Cluster::configured(lend, "[metad]\nlease_s = 4\n").unwrap()
+}
 
 /// A made-up image of two layers whose bytes no other image has.
 struct Image {
@@ -40,7 +46,7 @@ impl Image {
                 Entry::dir(format!("dir-{n}")),
                 Entry::file(
                     format!("dir-{n}/large"),
-                    bytes(seed * 10 + n, Self::SIZE / 2),
+                    noise(seed * 10 + n, Self::SIZE / 2),
                 ),
                 Entry::file(format!("dir-{n}/small"), format!("{seed}")),
             ]
@@ -59,7 +65,7 @@ impl Image {
         for n in 0..2 {
             let large = fs::read(rootfs.join(format!("dir-{n}/large"))).unwrap();
             assert!(
-                large == bytes(self.seed * 10 + n, Self::SIZE / 2),
+                large == noise(self.seed * 10 + n, Self::SIZE / 2),
                 "image {}: other bytes",
                 self.seed
             );
@@ -69,19 +75,6 @@ impl Image {
             );
         }
     }
-}
-
-fn bytes(seed: u64, len: usize) -> Vec<u8> {
-    let mut state = seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1;
-    let mut out = Vec::with_capacity(len + 8);
-    while out.len() < len {
-        state ^= state << 13;
-        state ^= state >> 7;
-        state ^= state << 17;
-        out.extend(state.wrapping_mul(0x2545_F491_4F6C_DD1D).to_le_bytes());
-    }
-    out.truncate(len);
-    out
 }
 
 fn images(cluster: &Cluster) -> Vec<Value> {
@@ -169,7 +162,7 @@ fn pull_with(cluster: &Cluster, reference: &str, failpoint: Option<&str>) -> she
 
 #[test]
 fn the_puller_dies_at_each_step() {
-    let cluster = Cluster::start(LEND).unwrap();
+    let cluster = start(LEND);
     for (n, point) in harbour::failpoint::NAMES.iter().enumerate() {
         let image = Image::new(&cluster, n as u64);
         let output = pull_with(
@@ -197,7 +190,7 @@ fn the_puller_dies_at_each_step() {
 
 #[test]
 fn the_puller_dies_at_any_moment() {
-    let cluster = Cluster::start(LEND).unwrap();
+    let cluster = start(LEND);
     let image = Image::new(&cluster, 100);
     let whole = pull_with(&cluster, &image.reference(), None)
         .ok()
@@ -241,7 +234,7 @@ fn provoke(cluster: &mut Cluster, point: &str, image: &Image) {
                 .image(
                     "x",
                     &[vec![
-                        Entry::file("f", bytes(image.seed, 5_000_000)),
+                        Entry::file("f", noise(image.seed, 5_000_000)),
                         Entry::hard("l", "none"),
                     ]],
                 )
@@ -273,7 +266,7 @@ fn metad_dies(lend: &str, points: impl Fn(&str) -> bool) {
         .filter(|p| points(p))
         .collect();
     assert!(!points.is_empty(), "no failpoint of these names");
-    let mut cluster = Cluster::start(lend).unwrap();
+    let mut cluster = start(lend);
     let mut complaints = Vec::new();
     for (n, point) in points.iter().enumerate() {
         cluster.kill(Part::Metad).unwrap();
@@ -366,7 +359,7 @@ fn metad_dies_while_space_is_freed() {
 
 #[test]
 fn the_donor_dies_during_a_pull() {
-    let mut cluster = Cluster::start(LEND).unwrap();
+    let mut cluster = start(LEND);
     for (n, point) in ["reserve.after", "put_index.middle", "commit.before"]
         .iter()
         .enumerate()
@@ -406,7 +399,7 @@ fn the_donor_dies_during_a_pull() {
 
 #[test]
 fn the_donor_dies_under_readers() {
-    let mut cluster = Cluster::start(LEND).unwrap();
+    let mut cluster = start(LEND);
     let image = Image::new(&cluster, 400);
     let pulled = cluster.pull(&image.reference()).unwrap();
     cluster.rootfs(&pulled).unwrap();
@@ -419,7 +412,7 @@ fn the_donor_dies_under_readers() {
 
 #[test]
 fn the_node_dies_and_comes_back() {
-    let mut cluster = Cluster::start(LEND).unwrap();
+    let mut cluster = start(LEND);
     let image = Image::new(&cluster, 500);
     let pulled = cluster.pull(&image.reference()).unwrap();
     image.check(&cluster, &pulled);

@@ -145,8 +145,9 @@ fn container(hosts: &Hosts, root: &str) {
     );
 }
 
-fn four_hosts(family: Family) {
+fn four_hosts(family: Family, tls: bool) {
     let hosts = Hosts::new(4, family).unwrap();
+    hosts.configure(&format!("tls_data = {tls}\n")).unwrap();
     let (image, pulled) = cluster(&hosts);
     let root = mount(&hosts, &pulled);
     read_all(&hosts, &root, &image);
@@ -162,18 +163,27 @@ fn four_hosts(family: Family) {
     for donor in &donors {
         let over = &donor["transport"];
         assert!(over == "tcp" || donor["used_bytes"] == 0, "{donor}");
+        let network = if tls { "tls:" } else { "tcp:" };
+        let addresses = donor["addresses"].as_array().unwrap().iter();
+        let mut others = addresses.filter_map(|at| at.as_str()?.get(..4));
+        assert!(others.any(|at| at == network), "{donor}");
     }
     container(&hosts, &root);
 }
 
 #[test]
 fn a_container_on_a_host_that_lends_nothing_and_had_nothing() {
-    four_hosts(Family::V4);
+    four_hosts(Family::V4, false);
 }
 
 #[test]
 fn the_same_with_ipv6_alone() {
-    four_hosts(Family::V6);
+    four_hosts(Family::V6, false);
+}
+
+#[test]
+fn the_same_with_all_bytes_under_tls() {
+    four_hosts(Family::V4, true);
 }
 
 #[test]

@@ -4,169 +4,71 @@
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 use std::{
-    fs::{self, File},
-    os::unix::process::CommandExt as _,
+    fs,
     path::Path,
-    process::{Child, Command, Stdio},
-    sync::{
-        Arc,
-        atomic::{AtomicBool, AtomicU64, Ordering},
-    },
-    thread,
+    process::Command,
+    sync::Arc,
     time::{Duration, Instant},
 };
 
 use harbour_tests::{
-    cluster::{Cluster, Part, Pulled, binary},
-    layers::{Entry, Layout},
+    beside::{Donor, Often},
+    cluster::{Cluster, Part, Pulled},
+    layers::{Blob, Entry, Layout, noise, tar},
     shell,
 };
-use nix::sys::signal::Signal;
 use serde_json::Value;
 
 /// Memory of each donor.
-const LEND: &str = "128MiB";
+const LEND: &str = "384MiB";
 /// Layers of the image, each with one large file and some small ones.
 const LAYERS: u64 = 8;
 /// Length of the large file.
-const LARGE: usize = 10_000_000;
+const LARGE: usize = 30_000_000;
 /// Until a donor that fell silent is made up for: its lease, and some copies.
 const COPY_LIMIT: Duration = Duration::from_secs(60);
 /// Until a donor that joined has its share.
 const EVEN_LIMIT: Duration = Duration::from_secs(60);
 
-/// A donor beside that of the cluster; gone when dropped.
-struct Donor {
-    name: String,
-    child: Child,
-}
+/// Files of the image by path.
+type Files = Arc<Vec<(String, Vec<u8>)>>;
 
-impl Donor {
-    fn start(cluster: &Cluster, name: &str) -> Self {
-        let run = cluster.dir().join(name);
-        fs::create_dir(&run).unwrap();
-        let log = File::create(cluster.dir().join(format!("{name}.log"))).unwrap();
-        let metad = format!("unix:{}", cluster.run_dir().join("metad.sock").display());
-        let mut command = Command::new(binary());
-        command.args(["donor", "--lend", LEND, "--huge-pages", "never"]);
-        command.args(["--donor-name", name, "--failure-domain", name]);
-        command.args(["--metad", &metad, "--run-dir"]).arg(&run);
-        command.arg("--state-dir").arg(run.join("state"));
-        command
-            .env_remove("HARBOUR_FAILPOINT")
-            .env_remove("HARBOUR_CONFIG");
-        let child = command
-            .stdin(Stdio::null())
-            .stdout(log.try_clone().unwrap())
-            .stderr(log)
-            .process_group(0)
-            .spawn()
-            .unwrap();
-        Self {
-            name: name.to_owned(),
-            child,
+fn files() -> Files {
+    let mut files = Vec::new();
+    for n in 0..LAYERS {
+        files.push((format!("dir-{n}/large"), noise(n, LARGE)));
+        for file in 0..8 {
+            let bytes = noise(1_000 + n * 100 + file, 20_000 + file as usize);
+            files.push((format!("dir-{n}/small-{file}"), bytes));
         }
     }
+    Arc::new(files)
 }
 
-impl Drop for Donor {
-    fn drop(&mut self) {
-        shell::kill_group(&self.child, Signal::SIGKILL);
-        let _ = self.child.wait();
-    }
-}
-
-fn bytes(seed: u64, len: usize) -> Vec<u8> {
-    let mut state = seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1;
-    let mut out = Vec::with_capacity(len + 8);
-    while out.len() < len {
-        state ^= state << 13;
-        state ^= state >> 7;
-        state ^= state << 17;
-        out.extend(state.wrapping_mul(0x2545_F491_4F6C_DD1D).to_le_bytes());
-    }
-    out.truncate(len);
-    out
-}
-
-fn small(layer: u64, file: u64) -> Vec<u8> {
-    bytes(1_000 + layer * 100 + file, 20_000 + file as usize)
-}
-
-fn layout(dir: &Path) -> Layout {
+fn layout(dir: &Path, files: &Files) -> Layout {
     let mut layout = Layout::create(&dir.join("layout")).unwrap();
     let layer = |n: u64| {
-        let mut entries = vec![
-            Entry::dir(format!("dir-{n}")),
-            Entry::file(format!("dir-{n}/large"), bytes(n, LARGE)),
-        ];
-        for file in 0..8 {
-            entries.push(Entry::file(format!("dir-{n}/small-{file}"), small(n, file)));
-        }
-        entries
+        let name = format!("dir-{n}");
+        let of_layer = files.iter().filter(|(path, _)| path.starts_with(&name));
+        let files = of_layer.map(|(path, bytes)| Entry::file(path.as_str(), bytes.as_slice()));
+        let entries: Vec<_> = [Entry::dir(name.as_str())]
+            .into_iter()
+            .chain(files)
+            .collect();
+        Blob::plain(&tar(&entries))
     };
     let layers: Vec<_> = (0..LAYERS).map(layer).collect();
-    layout.image("i", &layers).unwrap();
+    layout.blobs("i", &layers).unwrap();
     layout
 }
 
 /// Reads everything past the page cache and compares it.
-fn check(rootfs: &Path) {
+fn check(rootfs: &Path, files: &Files) {
     fs::write("/proc/sys/vm/drop_caches", "3").unwrap();
-    for n in 0..LAYERS {
-        let path = rootfs.join(format!("dir-{n}/large"));
+    for (path, bytes) in files.iter() {
+        let path = rootfs.join(path);
         let read = fs::read(&path).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
-        assert!(read == bytes(n, LARGE), "{}: other bytes", path.display());
-        for file in 0..8 {
-            let path = rootfs.join(format!("dir-{n}/small-{file}"));
-            let read = fs::read(&path).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
-            assert!(read == small(n, file), "{}: other bytes", path.display());
-        }
-    }
-}
-
-/// Somebody who does something all the time: over when dropped, before the cluster is.
-struct Often {
-    stop: Arc<AtomicBool>,
-    rounds: Arc<AtomicU64>,
-    thread: Option<thread::JoinHandle<()>>,
-}
-
-impl Often {
-    fn start(mut work: impl FnMut() + Send + 'static) -> Self {
-        let (stop, rounds) = (
-            Arc::new(AtomicBool::new(false)),
-            Arc::new(AtomicU64::new(0)),
-        );
-        let (stopped, counted) = (Arc::clone(&stop), Arc::clone(&rounds));
-        let thread = thread::spawn(move || {
-            while !stopped.load(Ordering::Relaxed) {
-                work();
-                counted.fetch_add(1, Ordering::Relaxed);
-            }
-        });
-        Self {
-            stop,
-            rounds,
-            thread: Some(thread),
-        }
-    }
-
-    fn over(&mut self) -> thread::Result<()> {
-        self.stop.store(true, Ordering::Relaxed);
-        self.thread.take().map_or(Ok(()), thread::JoinHandle::join)
-    }
-
-    /// Ends it, and fails when its work did.
-    fn end(mut self, why: &str) -> u64 {
-        assert!(self.over().is_ok(), "{why}");
-        self.rounds.load(Ordering::Relaxed)
-    }
-}
-
-impl Drop for Often {
-    fn drop(&mut self) {
-        let _ = self.over();
+        assert!(read == *bytes, "{}: other bytes", path.display());
     }
 }
 
@@ -244,10 +146,11 @@ fn wait_whole(cluster: &Cluster) {
 #[test]
 fn a_donor_dies_and_another_joins_and_all_is_whole_and_even() {
     let mut cluster = Cluster::start(LEND).unwrap();
-    let one = Donor::start(&cluster, "one");
-    let two = Donor::start(&cluster, "two");
+    let one = Donor::start(&cluster, "one", LEND).unwrap();
+    let two = Donor::start(&cluster, "two", LEND).unwrap();
     wait_live(&cluster, 3);
-    let layout = layout(cluster.dir());
+    let files = files();
+    let layout = layout(cluster.dir(), &files);
     let pulled = pull(&cluster, &layout);
     let rootfs = cluster.rootfs(&pulled).unwrap();
     wait_whole(&cluster);
@@ -257,11 +160,11 @@ fn a_donor_dies_and_another_joins_and_all_is_whole_and_even() {
     // From now on there is no source to fall back to.
     fs::rename(cluster.dir().join("layout"), cluster.dir().join("away")).unwrap();
 
-    let read = rootfs.clone();
-    let reader = Often::start(move || check(&read));
-    let dead = two.name.clone();
+    let (read, compared) = (rootfs.clone(), Arc::clone(&files));
+    let reader = Often::start(move || check(&read, &compared));
+    let dead = two.name().to_owned();
     drop(two);
-    check(&rootfs);
+    check(&rootfs, &files);
     shell::until("the dead donor's lease is over", COPY_LIMIT, || {
         let gone = live(&cluster)
             .iter()
@@ -274,7 +177,7 @@ fn a_donor_dies_and_another_joins_and_all_is_whole_and_even() {
     assert!(after_loss["copies_done"].as_u64() > Some(0), "{after_loss}");
     assert_eq!(after_loss["packs_lost"], 0, "{after_loss}");
 
-    let _three = Donor::start(&cluster, "three");
+    let _three = Donor::start(&cluster, "three", LEND).unwrap();
     let joined = Instant::now();
     wait_live(&cluster, 3);
     shell::until("the load is even", EVEN_LIMIT, || {
@@ -291,7 +194,7 @@ fn a_donor_dies_and_another_joins_and_all_is_whole_and_even() {
 
     // Any one of the donors may go now: the others have everything.
     drop(one);
-    check(&rootfs);
+    check(&rootfs, &files);
     assert!(!cluster.ended(Part::Node).unwrap());
     let layers = cluster.json("layers").unwrap();
     assert_eq!(layers.as_array().unwrap().len() as u64, LAYERS);

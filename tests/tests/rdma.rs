@@ -354,6 +354,27 @@ fn scene() -> Scene {
     }
 }
 
+/// The guest has two NUMA nodes, and every region is on the one that had the most room.
+fn regions_have_a_node(scene: &Scene) {
+    let nodes = fs::read_to_string("/sys/devices/system/node/has_memory").unwrap();
+    assert_eq!(nodes.trim(), "0-1", "the guest was to have two nodes");
+    let pid = scene.hosts.pid(DONOR, Part::Donor).unwrap();
+    let maps = fs::read_to_string(format!("/proc/{pid}/numa_maps")).unwrap();
+    let lent: Vec<_> = maps
+        .lines()
+        .filter(|line| line.contains("memfd:harbour"))
+        .collect();
+    println!("lent on NUMA nodes: {lent:?}");
+    assert!(!lent.is_empty(), "{maps}");
+    let chosen = |line: &&str| {
+        line.split_whitespace()
+            .nth(1)
+            .unwrap()
+            .starts_with("prefer:")
+    };
+    assert!(lent.iter().all(chosen), "{lent:?}");
+}
+
 /// Reads by RDMA: the devices carry all of it, and the donor's process has no part in it.
 fn one_sided(scene: &Scene, image: &Path) {
     let all = BIG_BYTES as u64 / MTU;
@@ -391,6 +412,7 @@ fn one_sided(scene: &Scene, image: &Path) {
 fn a_cluster_over_two_devices() {
     let scene = scene();
     let all = BIG_BYTES as u64 / MTU;
+    regions_have_a_node(&scene);
 
     let image = scene.mount(READER);
     scene.comes_to(READER, "verbs", &image);

@@ -31,6 +31,7 @@ use harbour_metad_client::{
     Client, Endpoint, Error as ClientError, Trust,
     tls::{Identity, TlsError},
 };
+use harbour_pool::{tcp::Veil, verbs::Devices};
 
 /// What every subcommand gets.
 pub struct Context {
@@ -126,12 +127,35 @@ impl Context {
     }
 
     /// The ways to donors that a part may take whose section of the file says this.
-    pub fn ways(&self, transport: Option<TransportChoice>, device: Option<&RdmaDevice>) -> Ways {
-        let flag = self.places.rdma_device.as_ref();
-        Ways {
+    pub fn ways(
+        &self,
+        transport: Option<TransportChoice>,
+        device: Option<&RdmaDevice>,
+    ) -> anyhow::Result<Ways> {
+        let veiled_only = self.places.tls_data;
+        // Donors may want TLS of whoever reads from them: with certificates at hand that needs no flag.
+        let tls = matches!(self.endpoint()?, Endpoint::Tls { .. });
+        let veil = if veiled_only || tls {
+            let identity = Arc::new(Identity::load(&self.places.tls)?);
+            let other = Arc::clone(&identity);
+            Some(Veil::new(
+                move || identity.data_client(),
+                move || other.data_server(),
+            ))
+        } else {
+            None
+        };
+        Ok(Ways {
             preference: self.file.preference(self.places.transport, transport),
-            devices: self.file.devices(flag, device),
-        }
+            devices: self.devices(device),
+            veil,
+            veiled_only,
+        })
+    }
+
+    /// The RDMA devices that such a part may use.
+    pub fn devices(&self, device: Option<&RdmaDevice>) -> Devices {
+        self.file.devices(self.places.rdma_device.as_ref(), device)
     }
 
     /// Where metad is.

@@ -78,6 +78,10 @@ section! {
         /// change everything
         #[arg(long, global = true, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
         insecure_metad: bool,
+        /// Let bytes go between hosts under TLS alone: a donor of this host serves nobody without, and this
+        /// host reads from no donor without; RDMA is not used
+        #[arg(long, global = true, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+        tls_data: bool,
     }
 }
 
@@ -100,6 +104,10 @@ section! {
         /// Most that is copied between donors, all together, in MiB a second; 0 for nothing [default: 128]
         #[arg(long, value_name = "MIB")]
         rebalance_mib_s: u32,
+        /// A pull or copy between donors that was not heard of for this long is undone and its memory
+        /// free again, in seconds, 2 to 600 [default: 15]
+        #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u32).range(2..=600))]
+        lease_s: u32,
     }
 }
 
@@ -240,6 +248,8 @@ pub struct File {
     pub tls_dir: Option<PathBuf>,
     /// As [`Paths::insecure_metad`].
     pub insecure_metad: Option<bool>,
+    /// As [`Paths::tls_data`].
+    pub tls_data: Option<bool>,
     /// `[metad]`
     pub metad: MetadKeys,
     /// `[donor]`
@@ -289,6 +299,7 @@ impl File {
             rdma_device: None,
             tls_dir: self.tls_dir.clone(),
             insecure_metad: self.insecure_metad,
+            tls_data: self.tls_data,
         }
     }
 

@@ -9,6 +9,7 @@ use std::{
 use harbour_metad_client::v1;
 use harbour_pool::{
     connector::{AddressDialer, Connector, ConnectorConfig, Endpoint, Preference},
+    tcp::Veil,
     token::{RegionKey, Token},
     transport::{Access, Read, RegionId, TransportError, TransportKind, Write},
     verbs::Devices,
@@ -25,12 +26,18 @@ pub struct Ways {
     pub preference: Preference,
     /// RDMA devices of this host.
     pub devices: Devices,
+    /// TLS, where this host has certificates.
+    pub veil: Option<Veil>,
+    /// Bytes may not leave a host without it.
+    pub veiled_only: bool,
 }
 
 impl Ways {
     /// What connects by them.
     pub fn dialer(&self, access: Access) -> AddressDialer {
-        AddressDialer::new(access, Token::NONE, self.preference).with_devices(self.devices.clone())
+        AddressDialer::new(access, Token::NONE, self.preference)
+            .with_devices(self.devices.clone())
+            .with_veil(self.veil.clone(), self.veiled_only)
     }
 }
 

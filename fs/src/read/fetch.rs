@@ -35,6 +35,8 @@ use crate::{
 /// Longest wait for one batch from one donor, and for an answer of the catalogue: a donor that is
 /// frozen must not cost a reader more while anything else can be tried.
 const ATTEMPT_MAX: Duration = Duration::from_secs(1);
+/// The same once some donor of the same read did not answer: two that are silent must not cost twice.
+const ATTEMPT_NEXT: Duration = Duration::from_millis(300);
 /// On top of that, a batch has the time that it takes at this pace, in bytes a second.
 const ATTEMPT_FLOOR: u64 = 4 << 20;
 /// Longest wait once nothing else is left.
@@ -141,6 +143,8 @@ struct Run<'a> {
     packs: Vec<Pack>,
     /// Donors and epochs that did not answer in time.
     silent: Vec<(u64, u64)>,
+    /// Whether any did not: the next one that does not answer is not waited for as long.
+    hurry: bool,
     /// How donors stood when this errand first asked.
     standings: Vec<((u64, u64), Standing)>,
     started: Instant,
@@ -165,6 +169,7 @@ impl Outside {
             budget: Budget::current(),
             packs: Vec::with_capacity(errand.packs.len()),
             silent: Vec::new(),
+            hurry: false,
             standings: Vec::new(),
             started: Instant::now(),
             tried: String::new(),
@@ -201,7 +206,7 @@ impl Run<'_> {
                 .map(|pack| self.errand.packs[*pack])
                 .collect();
             let ticket = locations.ticket();
-            match self.outside.catalogue.locate(&ids, false, self.attempt(0)) {
+            match self.outside.catalogue.locate(&ids, false, self.question()) {
                 Ok(answers) => {
                     for (pack, extents) in unknown.into_iter().zip(answers) {
                         let extents: Arc<[Extent]> = extents.into();
@@ -406,7 +411,7 @@ impl Run<'_> {
         let locations = &self.outside.locations;
         let ticket = locations.ticket();
         let replicas: Arc<[Extent]> =
-            match self.outside.catalogue.locate(&[id], true, self.attempt(0)) {
+            match self.outside.catalogue.locate(&[id], true, self.question()) {
                 Ok(answers) => answers.into_iter().next().unwrap_or_default().into(),
                 Err(error) => {
                     self.note("locate anew", &error);
@@ -447,9 +452,24 @@ impl Run<'_> {
         self.outside.locations.forget(&[self.errand.packs[pack]]);
     }
 
-    /// Deadline of one attempt at `len` bytes: never so late that nothing else could be tried, if
-    /// there is anything else.
-    fn attempt(&self, len: usize) -> Instant {
+    /// Deadline of one question to the catalogue.
+    fn question(&self) -> Instant {
+        self.attempt(0, ATTEMPT_MAX)
+    }
+
+    /// Deadline of one batch of `len` bytes from one donor.
+    fn batch_deadline(&self, len: usize) -> Instant {
+        let wait = if self.hurry {
+            ATTEMPT_NEXT
+        } else {
+            ATTEMPT_MAX
+        };
+        self.attempt(len, wait)
+    }
+
+    /// Deadline of one attempt at `len` bytes that may take `wait` beside their transfer: never so
+    /// late that nothing else could be tried, if there is anything else.
+    fn attempt(&self, len: usize, wait: Duration) -> Instant {
         let now = Instant::now();
         let left = self.budget.deadline.saturating_duration_since(now);
         if self.budget.quick {
@@ -458,7 +478,7 @@ impl Run<'_> {
             now + left.min(LAST_MAX)
         } else {
             let transfer = Duration::from_millis(len as u64 * 1000 / ATTEMPT_FLOOR);
-            now + (left / 2).min(ATTEMPT_MAX + transfer)
+            now + (left / 2).min(wait + transfer)
         }
     }
 

@@ -196,6 +196,14 @@ impl World {
         }
     }
 
+    /// Of a pack's places only that at `donor` counts.
+    pub fn keep(&self, pack: &PackId, donor: u64) {
+        let mut state = self.state.lock().unwrap();
+        if let Some(places) = state.places.get_mut(pack) {
+            places.retain(|extent| extent.donor == donor);
+        }
+    }
+
     /// A cache of places goes on answering what is true now.
     pub fn freeze_places(&self) {
         let mut state = self.state.lock().unwrap();

@@ -6,6 +6,7 @@
 //! TLS 1.3 only, no session is resumed: every connection proves anew who its ends are.
 
 mod connect;
+mod data;
 mod error;
 mod files;
 
@@ -18,7 +19,7 @@ use std::{
 
 use rustls::{
     ClientConfig, RootCertStore, ServerConfig,
-    client::Resumption,
+    client::{Resumption, WebPkiServerVerifier},
     crypto::{CryptoProvider, ring},
     pki_types::UnixTime,
     server::{NoServerSessionStorage, WebPkiClientVerifier, danger::ClientCertVerifier},
@@ -73,6 +74,8 @@ struct State {
 struct Loaded {
     server: Arc<ServerConfig>,
     client: Arc<ClientConfig>,
+    data_server: Arc<ServerConfig>,
+    data_client: Arc<ClientConfig>,
 }
 
 impl Identity {
@@ -107,6 +110,16 @@ impl Identity {
     /// For making connections, likewise.
     pub fn client(&self) -> Arc<ClientConfig> {
         self.current().client
+    }
+
+    /// For lending to other hosts under TLS, likewise.
+    pub fn data_server(&self) -> Arc<ServerConfig> {
+        self.current().data_server
+    }
+
+    /// For reading from donors under TLS, likewise: any certificate of the CA is taken.
+    pub fn data_client(&self) -> Arc<ClientConfig> {
+        self.current().data_client
     }
 
     pub(crate) fn files(&self) -> &Files {
@@ -178,6 +191,13 @@ impl Loaded {
         // A resumed session would let in a certificate that has ended meanwhile.
         server.session_storage = Arc::new(NoServerSessionStorage {});
         server.send_tls13_tickets = 0;
+        let names =
+            WebPkiServerVerifier::builder_with_provider(Arc::clone(&roots), Arc::clone(&provider))
+                .build()
+                .map_err(|error| TlsError::Content {
+                    path: files.ca.clone(),
+                    reason: error.to_string(),
+                })?;
         let mut client = ClientConfig::builder_with_provider(provider)
             .with_protocol_versions(&[&TLS13])
             .map(|b| b.with_root_certificates(roots))
@@ -185,9 +205,17 @@ impl Loaded {
             .map_err(fail)?;
         client.alpn_protocols = vec![ALPN.to_vec()];
         client.resumption = Resumption::disabled();
+        let mut data_server = server.clone();
+        data_server.alpn_protocols = vec![data::ALPN.to_vec()];
+        let mut data_client = client.clone();
+        data_client.alpn_protocols = vec![data::ALPN.to_vec()];
+        let member = Arc::new(data::Member(names));
+        data_client.dangerous().set_certificate_verifier(member);
         Ok(Self {
             server: Arc::new(server),
             client: Arc::new(client),
+            data_server: Arc::new(data_server),
+            data_client: Arc::new(data_client),
         })
     }
 }

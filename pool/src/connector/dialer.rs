@@ -16,7 +16,7 @@ use super::{Dial, Endpoint};
 use crate::{
     host,
     shm::{self, ShmTransport},
-    tcp::{self, TcpTransport},
+    tcp::{self, TcpTransport, Veil},
     token::Token,
     transport::{Access, Transport, TransportError, TransportKind, unreachable},
     verbs::{self, Devices, VerbsTransport},
@@ -53,6 +53,9 @@ pub struct AddressDialer {
     preference: Preference,
     host: Option<String>,
     devices: Devices,
+    veil: Option<Veil>,
+    /// Bytes may not leave a host in the clear.
+    veiled_only: bool,
     /// Why the last connection to a donor is TCP, where there is something to say.
     remarks: Mutex<BTreeMap<u64, Remark>>,
 }
@@ -70,7 +73,8 @@ struct Remark {
 enum Way {
     Shm(PathBuf),
     Verbs(SocketAddr),
-    Tcp(SocketAddr),
+    /// With TLS, or without.
+    Tcp(SocketAddr, bool),
 }
 
 impl AddressDialer {
@@ -83,6 +87,8 @@ impl AddressDialer {
             preference,
             host: host::id(),
             devices: Devices::Any,
+            veil: None,
+            veiled_only: false,
             remarks: Mutex::default(),
         }
     }
@@ -90,6 +96,16 @@ impl AddressDialer {
     /// The same over these RDMA devices.
     pub fn with_devices(self, devices: Devices) -> Self {
         Self { devices, ..self }
+    }
+
+    /// The same with TLS for donors that want it. With `only`, bytes come by no way on which they
+    /// could be listened to: neither by RDMA nor by TCP without TLS.
+    pub fn with_veil(self, veil: Option<Veil>, only: bool) -> Self {
+        Self {
+            veil,
+            veiled_only: only,
+            ..self
+        }
     }
 
     /// The ways to a donor with these addresses, best first.
@@ -100,7 +116,7 @@ impl AddressDialer {
             let paths = addresses.iter().filter_map(|address| shm::path_of(address));
             ways.extend(paths.map(Way::Shm));
         }
-        if self.allows(TransportKind::Verbs) && self.devices != Devices::Off {
+        if self.allows(TransportKind::Verbs) && self.devices != Devices::Off && !self.veiled_only {
             let peers = addresses
                 .iter()
                 .filter_map(|address| verbs::peer_of(address));
@@ -113,7 +129,12 @@ impl AddressDialer {
         }
         if self.allows(TransportKind::Tcp) {
             let peers = addresses.iter().filter_map(|address| tcp::peer_of(address));
-            ways.extend(peers.map(Way::Tcp));
+            let may = |veiled: bool| match veiled {
+                true => self.veil.is_some(),
+                false => !self.veiled_only,
+            };
+            let peers = peers.filter(|(_, veiled)| may(*veiled));
+            ways.extend(peers.map(|(peer, veiled)| Way::Tcp(peer, veiled)));
         }
         ways
     }
@@ -123,7 +144,7 @@ impl AddressDialer {
         self.ways(addresses).first().map(|way| match way {
             Way::Shm(_) => TransportKind::Shm,
             Way::Verbs(_) => TransportKind::Verbs,
-            Way::Tcp(_) => TransportKind::Tcp,
+            Way::Tcp(..) => TransportKind::Tcp,
         })
     }
 
@@ -141,6 +162,9 @@ impl AddressDialer {
             return Some(format!(
                 "{kind} is the one transport that may be used (--transport)"
             ));
+        }
+        if self.veiled_only {
+            return Some("bytes are to travel under TLS (--tls-data)".to_owned());
         }
         if self.devices == Devices::Off {
             return Some("RDMA is turned off here (--rdma-device none)".to_owned());
@@ -172,11 +196,11 @@ impl AddressDialer {
     fn note(&self, endpoint: &Endpoint, way: &Way, failed: Option<String>) {
         let mut remark = match (way, failed) {
             (Way::Shm(_) | Way::Verbs(_), _) => None,
-            (Way::Tcp(_), Some(error)) => Some(Remark {
+            (Way::Tcp(..), Some(error)) => Some(Remark {
                 text: format!("RDMA was tried and failed: {error}"),
                 again: Some((Instant::now() + AGAIN_FIRST, AGAIN_FIRST)),
             }),
-            (Way::Tcp(_), None) => self
+            (Way::Tcp(..), None) => self
                 .why_tcp(&endpoint.addresses)
                 .map(|text| Remark { text, again: None }),
         };
@@ -228,8 +252,9 @@ impl AddressDialer {
                 &endpoint.keys,
                 deadline,
             )?),
-            Way::Tcp(peer) => Arc::new(TcpTransport::connect(
+            Way::Tcp(peer, veiled) => Arc::new(TcpTransport::connect(
                 *peer,
+                self.veil.as_ref().filter(|_| *veiled),
                 epoch,
                 access,
                 &endpoint.keys,
@@ -292,12 +317,21 @@ impl Dial for AddressDialer {
 
 impl AddressDialer {
     fn nowhere(&self, endpoint: &Endpoint) -> TransportError {
-        let reason = match self.preference {
-            Preference::Auto => {
+        let mut tcp = endpoint.addresses.iter();
+        let tcp = tcp.find_map(|address| tcp::peer_of(address));
+        let reason = match (self.preference, tcp) {
+            (_, Some((_, true))) if self.allows(TransportKind::Tcp) => {
+                "the donor wants TLS, and this host has no certificate (harbour certs issue, --tls-dir)"
+                    .to_owned()
+            }
+            (_, Some((_, false))) if self.allows(TransportKind::Tcp) => {
+                "the donor offers no TLS, and this host takes nothing else (--tls-data)".to_owned()
+            }
+            (Preference::Auto, _) => {
                 "no address that this process can use: a donor for other hosts listens (--listen)"
                     .to_owned()
             }
-            Preference::Only(kind) => {
+            (Preference::Only(kind), _) => {
                 format!("no address of {kind}, the one transport that may be used (--transport)")
             }
         };
@@ -341,7 +375,7 @@ mod tests {
     #[test]
     fn the_best_way_comes_first_and_only_what_can_be() {
         let (four, six) = ("tcp:192.0.2.1:1", "tcp:[2001:db8::1]:2");
-        let tcp = |text: &str| Way::Tcp(tcp::peer_of(text).unwrap());
+        let tcp = |text: &str| Way::Tcp(tcp::peer_of(text).unwrap().0, false);
         let shm = Way::Shm("/x".into());
         let auto = Preference::Auto;
         let both = [shm.clone(), tcp(four), tcp(six)];
@@ -383,7 +417,11 @@ mod tests {
         assert!(!dialer.again(7));
         let mut pauses = Vec::new();
         for _ in 0..8 {
-            dialer.note(&endpoint, &Way::Tcp(peer), Some("no answer".to_owned()));
+            dialer.note(
+                &endpoint,
+                &Way::Tcp(peer, false),
+                Some("no answer".to_owned()),
+            );
             assert!(!dialer.again(7), "not at once");
             let mut remarks = dialer.remarks.lock();
             let again = remarks.get_mut(&7).unwrap().again.as_mut().unwrap();

@@ -428,7 +428,7 @@ fn a_way_that_is_closed_leads_to_the_next() {
     config.huge = HugePages::Never;
     config.listen = vec!["127.0.0.1:0".parse().unwrap()];
     let server = DonorServer::start(config).unwrap();
-    let tcp = crate::tcp::address_of(server.listening()[0]);
+    let tcp = crate::tcp::address_of(server.listening()[0], false);
     let here = crate::host::address_of(&crate::host::id().unwrap());
     let there = crate::host::address_of("another host");
     let nowhere = format!("shm:{}", dir.path().join("nowhere").display());

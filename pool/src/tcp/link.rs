@@ -7,16 +7,16 @@
 
 use std::{
     collections::VecDeque,
-    io::{self, IoSlice, IoSliceMut, Read as _},
-    net::TcpStream,
+    io::{self, IoSlice, IoSliceMut},
     time::Instant,
 };
 
-use nix::poll::PollFlags;
+use nix::{poll::PollFlags, sys::socket::MsgFlags};
 
 use super::{
     frames::data::{Outcome, REPLY_LEN_BYTES, REQUEST_LEN_BYTES, Reply, Request, Way},
     socket,
+    veil::Wire,
 };
 use crate::{
     transport::{RegionId, TransportError},
@@ -59,7 +59,7 @@ pub(super) enum Fault {
 /// A connection with no request under way.
 #[derive(Debug)]
 pub(super) struct Link {
-    stream: TcpStream,
+    wire: Wire,
     /// Number of the next request.
     next: u64,
 }
@@ -78,8 +78,8 @@ struct Progress<'a> {
 }
 
 impl Link {
-    pub(super) fn new(stream: TcpStream) -> Self {
-        Self { stream, next: 1 }
+    pub(super) fn new(wire: Wire) -> Self {
+        Self { wire, next: 1 }
     }
 
     /// Reads every piece into the destination of the same index.
@@ -99,15 +99,15 @@ impl Link {
             }
             if sent < out.len() {
                 let rest = out.get(sent..).unwrap_or_default();
-                let some = socket::send_some(&self.stream, &[IoSlice::new(rest)]);
+                let some = send_some(&mut self.wire, &[IoSlice::new(rest)]);
                 sent += some.map_err(|error| progress.lost(error))?;
             }
             if sent == out.len() {
                 out.clear();
                 sent = 0;
             }
-            if !inbox.take(&self.stream, into, &mut progress)? {
-                progress.wait(&self.stream, !out.is_empty())?;
+            if !inbox.take(&mut self.wire, into, &mut progress)? {
+                progress.wait(&self.wire, !out.is_empty())?;
             } else if Instant::now() > deadline {
                 // Bytes that trickle in never make it wait.
                 return Err(Fault::Deadline);
@@ -127,9 +127,13 @@ impl Link {
         let mut outbox = Outbox::default();
         let mut replies = Replies::default();
         while progress.done < pieces.len() {
-            outbox.send(&self.stream, from, &mut progress)?;
-            progress.wait(&self.stream, outbox.wants_more(&progress))?;
-            replies.take(&self.stream, &mut progress)?;
+            outbox.send(&mut self.wire, from, &mut progress)?;
+            // What TLS has deciphered already no socket tells of.
+            if !replies.take(&mut self.wire, &mut progress)? {
+                progress.wait(&self.wire, outbox.wants_more(&progress))?;
+            } else if Instant::now() > deadline {
+                return Err(Fault::Deadline);
+            }
         }
         Ok(())
     }
@@ -175,10 +179,10 @@ impl Progress<'_> {
     }
 
     /// Sleeps until there is something to read, or to write when `sending`.
-    fn wait(&self, stream: &TcpStream, sending: bool) -> Result<(), Fault> {
+    fn wait(&self, wire: &Wire, sending: bool) -> Result<(), Fault> {
         let mut events = PollFlags::POLLIN;
-        events.set(PollFlags::POLLOUT, sending);
-        match socket::wait(stream, events, self.deadline) {
+        events.set(PollFlags::POLLOUT, sending || wire.sending());
+        match socket::wait(wire.stream(), events, self.deadline) {
             Ok(true) => Ok(()),
             Ok(false) => Err(Fault::Deadline),
             Err(error) => Err(self.lost(error)),
@@ -210,6 +214,11 @@ impl Progress<'_> {
     }
 }
 
+/// Sends what the socket takes at once: 0 when it takes nothing.
+fn send_some(wire: &mut Wire, parts: &[IoSlice<'_>]) -> io::Result<usize> {
+    socket::taken(wire.send(parts, MsgFlags::MSG_DONTWAIT))
+}
+
 /// Replies to reads, on their way to where they belong.
 #[derive(Default)]
 struct Inbox {
@@ -223,7 +232,7 @@ impl Inbox {
     /// Takes what has come; false when nothing has.
     fn take(
         &mut self,
-        mut stream: &TcpStream,
+        wire: &mut Wire,
         into: &mut [&mut [u8]],
         progress: &mut Progress<'_>,
     ) -> Result<bool, Fault> {
@@ -243,7 +252,7 @@ impl Inbox {
             parts.push(IoSliceMut::new(head));
             parts.push(IoSliceMut::new(to.unwrap_or_default()));
         }
-        let len = socket::received(stream.read_vectored(&mut parts));
+        let len = socket::received(wire.read_vectored(&mut parts));
         let Some(mut len) = len.map_err(|error| progress.lost(error))? else {
             return Ok(false);
         };
@@ -298,7 +307,7 @@ impl Outbox {
     /// Sends what the socket takes at once.
     fn send(
         &mut self,
-        stream: &TcpStream,
+        wire: &mut Wire,
         from: &[&[u8]],
         progress: &mut Progress<'_>,
     ) -> Result<(), Fault> {
@@ -321,7 +330,7 @@ impl Outbox {
                 parts.push(IoSlice::new(body.get(skipped..).unwrap_or_default()));
                 skip = 0;
             }
-            let some = socket::send_some(stream, &parts);
+            let some = send_some(wire, &parts);
             let sent = some.map_err(|error| progress.lost(error))?;
             if sent == 0 {
                 return Ok(());
@@ -347,12 +356,12 @@ struct Replies {
 }
 
 impl Replies {
-    /// Takes what has come.
-    fn take(&mut self, mut stream: &TcpStream, progress: &mut Progress<'_>) -> Result<(), Fault> {
+    /// Takes what has come; false when nothing has.
+    fn take(&mut self, wire: &mut Wire, progress: &mut Progress<'_>) -> Result<bool, Fault> {
         let room = self.bytes.as_flattened_mut();
-        let len = socket::received(stream.read(room.get_mut(self.got..).unwrap_or_default()));
+        let len = socket::received(wire.read(room.get_mut(self.got..).unwrap_or_default()));
         let Some(len) = len.map_err(|error| progress.lost(error))? else {
-            return Ok(());
+            return Ok(false);
         };
         progress.heard = true;
         self.got += len;
@@ -367,6 +376,6 @@ impl Replies {
         }
         self.got -= whole * REPLY_LEN_BYTES;
         progress.done += whole;
-        Ok(())
+        Ok(true)
     }
 }

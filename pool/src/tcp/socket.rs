@@ -16,7 +16,7 @@ use nix::{
 use crate::shm::socket::timeout_until;
 
 /// Connects; `Ok(None)` when the deadline passed first.
-pub(super) fn dial(peer: SocketAddr, deadline: Instant) -> io::Result<Option<TcpStream>> {
+pub(crate) fn dial(peer: SocketAddr, deadline: Instant) -> io::Result<Option<TcpStream>> {
     let left = deadline.saturating_duration_since(Instant::now());
     if left.is_zero() {
         return Ok(None);
@@ -35,7 +35,7 @@ pub(super) fn dial(peer: SocketAddr, deadline: Instant) -> io::Result<Option<Tcp
 }
 
 /// Waits for any of `events`, or the end; false when the deadline passed first.
-pub(super) fn wait(stream: &TcpStream, events: PollFlags, deadline: Instant) -> io::Result<bool> {
+pub(crate) fn wait(stream: &TcpStream, events: PollFlags, deadline: Instant) -> io::Result<bool> {
     loop {
         let mut fds = [PollFd::new(stream.as_fd(), events)];
         match poll(&mut fds, timeout_until(deadline)) {
@@ -48,20 +48,29 @@ pub(super) fn wait(stream: &TcpStream, events: PollFlags, deadline: Instant) -> 
 }
 
 /// Sends what the socket takes at once: 0 when it takes nothing.
-pub(super) fn send_some(stream: &TcpStream, parts: &[IoSlice<'_>]) -> io::Result<usize> {
+pub(crate) fn send_some(stream: &TcpStream, parts: &[IoSlice<'_>]) -> io::Result<usize> {
     let flags = MsgFlags::MSG_NOSIGNAL | MsgFlags::MSG_DONTWAIT;
-    loop {
-        match sendmsg::<()>(stream.as_raw_fd(), parts, &[], flags, None) {
-            Ok(sent) => return Ok(sent),
-            Err(Errno::EINTR) => {}
-            Err(Errno::EAGAIN) => return Ok(0),
-            Err(error) => return Err(error.into()),
+    let sent = sendmsg::<()>(stream.as_raw_fd(), parts, &[], flags, None);
+    taken(sent.map_err(io::Error::from))
+}
+
+/// What was sent: 0 when nothing could be.
+pub(crate) fn taken(sent: io::Result<usize>) -> io::Result<usize> {
+    match sent {
+        Err(error)
+            if matches!(
+                error.kind(),
+                io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut | io::ErrorKind::Interrupted
+            ) =>
+        {
+            Ok(0)
         }
+        other => other,
     }
 }
 
 /// Takes what a read gives: `None` when nothing is there yet, an error at the end.
-pub(super) fn received(result: io::Result<usize>) -> io::Result<Option<usize>> {
+pub(crate) fn received(result: io::Result<usize>) -> io::Result<Option<usize>> {
     match result {
         Ok(0) => Err(io::ErrorKind::ConnectionReset.into()),
         Ok(len) => Ok(Some(len)),
@@ -78,7 +87,7 @@ pub(super) fn received(result: io::Result<usize>) -> io::Result<Option<usize>> {
 }
 
 /// Sends all of `bytes`; false when the deadline passed first.
-pub(super) fn send_all(
+pub(crate) fn send_all(
     stream: &TcpStream,
     mut bytes: &[u8],
     deadline: Instant,
@@ -94,7 +103,7 @@ pub(super) fn send_all(
 }
 
 /// Fills `into`; false when the deadline passed first.
-pub(super) fn receive_all(
+pub(crate) fn receive_all(
     mut stream: &TcpStream,
     into: &mut [u8],
     deadline: Instant,

@@ -46,6 +46,9 @@ const BUFFER_BYTES: u64 = REGION_ALIGN_BYTES;
 /// Its end, which is not part of the ring: what is read behind writes lands there.
 const SCRATCH_BYTES: usize = 4096;
 const RING_BYTES: usize = BUFFER_BYTES as usize - SCRATCH_BYTES;
+/// Looks for a completion, each with a moment for others behind it, between two looks at the clock, which
+/// costs more than both on machines whose clock is a device.
+const POLLS: u32 = 8;
 /// For so long after the donor's device answered its end is taken for standing: between reads that follow
 /// each other there is no time for a system call. Should it go meanwhile, who waits for the next answer
 /// sees the connection end.
@@ -239,7 +242,7 @@ impl Lane {
     ) -> Result<bool, Fault> {
         let mut any = false;
         loop {
-            let mut work = Vec::with_capacity(MAX_POST);
+            let mut work = Vec::new();
             while work.len() < MAX_POST && self.under_way.len() < DEPTH {
                 let free = RING_BYTES as u64 - (self.taken - self.freed);
                 let Some(piece) = plan.peek().filter(|piece| piece.len as u64 <= free) else {
@@ -264,6 +267,9 @@ impl Lane {
             }
             any = true;
             self.pair.post(&work)?;
+            if work.len() < MAX_POST {
+                return Ok(any);
+            }
         }
     }
 
@@ -327,12 +333,18 @@ impl Lane {
             false => Duration::ZERO,
         };
         let mut armed = false;
+        let mut polls = 0_u32;
         loop {
             if self.completions.poll(&mut self.came)? > 0 {
                 let now = Instant::now();
                 self.patience.learn(awake, now - start);
                 self.heard = Some(now);
                 return Ok(());
+            }
+            polls += 1;
+            if !awake.is_zero() && !armed && !polls.is_multiple_of(POLLS) {
+                thread::yield_now();
+                continue;
             }
             let now = Instant::now();
             if now >= deadline {

@@ -15,6 +15,7 @@ mod subjects;
 mod suite;
 mod tcp_crowd;
 mod tcp_lying;
+mod veiled;
 
 use harbour_pool::transport::TransportKind;
 use subjects::{Local, Process, Tcp, Threaded, Wrapped};
@@ -35,6 +36,8 @@ contract!(
     TransportKind::Tcp,
     Wrapped(Tcp::threaded(false))
 );
+contract!(tls, TransportKind::Tcp, Tcp::veiled(false));
+contract!(tls_over_ipv6, TransportKind::Tcp, Tcp::veiled(true));
 contract!(faulty_shm, TransportKind::Shm, Wrapped(Threaded::new()));
 
 /// Not a test: the process of [`Process`], which runs this binary with this name.

@@ -15,13 +15,16 @@ use harbour_pool::{
     faulty::{Faulty, Schedule},
     local::LocalDonor,
     shm::{ShmTransport, frames::Token},
-    tcp::TcpTransport,
+    tcp::{TcpTransport, Veil},
     token::RegionKey,
     transport::{Access, RegionId, RegionInfo, Transport, TransportError},
 };
 use tempfile::TempDir;
 
-use crate::suite::{REGIONS, Subject, soon};
+use crate::{
+    suite::{REGIONS, Subject, soon},
+    veiled::Authority,
+};
 
 /// A donor inside this process, without sockets.
 pub struct Local(Arc<LocalDonor>);
@@ -135,6 +138,7 @@ impl Subject for Threaded {
 pub struct Tcp<S> {
     donor: S,
     peer: SocketAddr,
+    veil: Option<Veil>,
     /// As they were when last asked for: a donor that is gone has none.
     keys: Mutex<Vec<RegionKey>>,
 }
@@ -164,6 +168,20 @@ impl Tcp<Threaded> {
     pub fn threaded(v6: bool) -> Self {
         Self::new(Threaded::with(|config| config.listen = loopback()), v6)
     }
+
+    /// The same under TLS.
+    pub fn veiled(v6: bool) -> Self {
+        let veil = Authority::new().veil();
+        let change = |config: &mut DonorConfig| {
+            config.listen = loopback();
+            config.veil = Some(veil.clone());
+        };
+        let donor = Threaded::with(change);
+        Self {
+            veil: Some(veil),
+            ..Self::new(donor, v6)
+        }
+    }
 }
 
 impl<S: Listening> Tcp<S> {
@@ -173,6 +191,7 @@ impl<S: Listening> Tcp<S> {
         Self {
             donor,
             peer,
+            veil: None,
             keys: Mutex::new(keys),
         }
     }
@@ -186,6 +205,7 @@ impl<S: Listening> Subject for Tcp<S> {
         let keys = self.keys.lock().unwrap().clone();
         Ok(Arc::new(TcpTransport::connect(
             self.peer,
+            self.veil.as_ref(),
             epoch,
             access,
             &keys,

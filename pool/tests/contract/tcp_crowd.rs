@@ -40,7 +40,7 @@ fn connect(
     access: Access,
     keys: &[RegionKey],
 ) -> Result<TcpTransport, TransportError> {
-    TcpTransport::connect(at, 0, access, keys, soon())
+    TcpTransport::connect(at, None, 0, access, keys, soon())
 }
 
 fn knock(at: SocketAddr) -> TcpStream {

@@ -99,7 +99,7 @@ fn meet(greeting: &[u8], answer: &[u8], wait: Duration) -> TransportError {
             }
         });
         let deadline = Instant::now() + wait;
-        TcpTransport::connect(at, EPOCH, Access::Read, &keys(), deadline).unwrap_err()
+        TcpTransport::connect(at, None, EPOCH, Access::Read, &keys(), deadline).unwrap_err()
     })
 }
 
@@ -230,7 +230,7 @@ fn lied_to<T>(
                 peer.write_all(&vec![9; request.len as usize]).unwrap();
             }
         });
-        let transport = TcpTransport::connect(at, EPOCH, access, &keys(), soon()).unwrap();
+        let transport = TcpTransport::connect(at, None, EPOCH, access, &keys(), soon()).unwrap();
         let result = then(transport);
         // Lets the honest turn end where no test has taken it.
         drop(TcpStream::connect(at));

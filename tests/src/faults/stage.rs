@@ -1,11 +1,7 @@
 //! The cluster that is kept from run to run: metad on one host, donors on three, a mount on a host
 //! that lends nothing, a registry on yet another one.
 
-use std::{
-    path::{Path, PathBuf},
-    process::{Command, Stdio},
-    time::Duration,
-};
+use std::{path::PathBuf, time::Duration};
 
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
@@ -27,14 +23,10 @@ const METAD: usize = 0;
 pub(super) const NODE: usize = DONORS + 1;
 /// Host of the registry.
 pub(super) const REGISTRY: usize = DONORS + 2;
-/// Port of the registry.
-const REGISTRY_PORT: u16 = 5000;
 /// Memory lent by each donor.
 const LEND: &str = "96MiB";
 /// What a donor's host keeps; more than a donor lends, so that any part can be asked for.
 pub(super) const KEEP_FREE_MIB: u64 = 128;
-/// Until the registry has the image.
-const PUSH_LIMIT: Duration = Duration::from_secs(30);
 /// metad looks at all packs once a second at most: what it says of them is no older than this.
 const LOOK: Duration = Duration::from_millis(1_500);
 /// Until every pack has its replicas again.
@@ -81,11 +73,11 @@ impl Stage {
     /// Starts all of it and pulls the image.
     pub(super) fn set() -> Result<Self> {
         let hosts = Hosts::new(REGISTRY + 1, Family::V4)?;
-        let registry = format!("{}:{REGISTRY_PORT}", hosts.address(REGISTRY));
+        let registry = hosts.registry(REGISTRY);
         hosts.configure(&format!("[registry.\"{registry}\"]\ninsecure = true\n"))?;
         let (layout, content) = image::make(hosts.dir())?;
         let reference = format!("{registry}/faults:1");
-        push(&hosts, &layout.reference(image::TAG), &registry, &reference)?;
+        hosts.serve_image(REGISTRY, &layout.reference(image::TAG), "faults:1")?;
         hosts.start(METAD, Part::Metad, &["--replicas", "2"])?;
         let groups = (1..=DONORS).map(Group::make).collect::<Result<Vec<_>>>()?;
         let mut stage = Self {
@@ -240,39 +232,4 @@ impl Numbers {
             failed: self.failed.saturating_sub(before.failed),
         }
     }
-}
-
-/// Starts a registry on its host and pushes the image into it.
-fn push(hosts: &Hosts, layout: &str, address: &str, reference: &str) -> Result<()> {
-    let config = hosts.dir().join("registry.yml");
-    let data = hosts.dir().join("registry");
-    std::fs::write(&config, registry_config(&data, address))?;
-    let log = std::fs::File::create(hosts.dir().join("registry.log"))?;
-    // Ends with the namespaces, not with this handle.
-    let _child = hosts
-        .on(REGISTRY, "docker-registry")
-        .arg("serve")
-        .arg(&config)
-        .env_remove("OTEL_EXPORTER_OTLP_ENDPOINT")
-        .stdin(Stdio::null())
-        .stdout(log.try_clone()?)
-        .stderr(log)
-        .spawn()?;
-    let mut last = String::new();
-    let pushed = shell::until("the registry has the image", PUSH_LIMIT, || {
-        let mut command: Command = hosts.on(REGISTRY, "skopeo");
-        command.args(["copy", "-q", "--dest-tls-verify=false", layout]);
-        command.arg(format!("docker://{reference}"));
-        let output = shell::run(&mut command, PUSH_LIMIT)?;
-        last.clone_from(&output.stderr);
-        Ok(output.status.success().then_some(()))
-    });
-    pushed.with_context(|| last)
-}
-
-fn registry_config(data: &Path, address: &str) -> String {
-    format!(
-        "version: 0.1\nlog: {{level: warn}}\nstorage:\n  filesystem: {{rootdirectory: {}}}\nhttp: {{addr: {address}}}\n",
-        data.display()
-    )
 }

@@ -19,6 +19,7 @@ impl Hosts {
                  ip link set p{host} master sw up\n\
                  ip -n h{host} link set lo up\n\
                  ip -n h{host} addr add 10.77.0.{number}/24 dev eth0\n\
+                 ip -n h{host} addr add 192.0.2.{number}/24 dev eth0\n\
                  ip -n h{host} addr add fd77::{number:x}/64 dev eth0 nodad\n\
                  ip -n h{host} link set eth0 up\n"
             );

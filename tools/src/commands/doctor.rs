@@ -64,7 +64,7 @@ pub(super) fn run(context: &Context, args: &Listing) -> anyhow::Result<ExitCode>
         locked_memory(),
         open_files(),
     ];
-    findings.extend(rdma::host(&context.ways(None, None).devices));
+    findings.extend(rdma::host(&context.devices(None)));
     findings.push(state_directory(context));
     findings.extend(certificates(context));
     findings.extend(daemons(context));

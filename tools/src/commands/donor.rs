@@ -17,7 +17,7 @@ use harbour_pool::{
     tcp,
     token::Token,
     transport::RegionInfo,
-    verbs,
+    verbs::{self, Devices},
 };
 use tokio::sync::Notify;
 
@@ -52,7 +52,7 @@ pub(super) fn run(context: &Context, args: DonorArgs) -> anyhow::Result<ExitCode
         config::HugePages::Require => HugePages::Require,
     };
     let socket = context.places.donor_socket();
-    let ways = context.ways(keys.transport, keys.rdma_device.as_ref());
+    let ways = context.ways(keys.transport, keys.rdma_device.as_ref())?;
     let network = Network::of(args.listen, args.advertise, &keys);
     let lending = Lending::of(&keys)?;
     let huge = lending.huge(huge);
@@ -60,7 +60,13 @@ pub(super) fn run(context: &Context, args: DonorArgs) -> anyhow::Result<ExitCode
         huge,
         listen: network.listen,
         lock: keys.lock_memory == Some(true),
-        rdma: ways.devices.clone(),
+        // What is under no TLS may not carry what is to be under it.
+        rdma: if ways.veiled_only {
+            Devices::Off
+        } else {
+            ways.devices.clone()
+        },
+        veil: ways.veil.clone().filter(|_| ways.veiled_only),
         ..DonorConfig::new(&name, &socket, lending.at_first)
     })?);
     let changed = Arc::new(Notify::new());
@@ -73,7 +79,7 @@ pub(super) fn run(context: &Context, args: DonorArgs) -> anyhow::Result<ExitCode
             .failure_domain
             .clone()
             .unwrap_or_else(config::host_name),
-        addresses: addresses(&server, &sockets),
+        addresses: addresses(&server, &sockets, context.places.tls_data),
         ..v1::Donor::default()
     };
     let replaces = Predecessor::replace(&context.places.donor_epoch(), server.epoch());
@@ -129,14 +135,18 @@ impl Network {
 }
 
 /// How readers find the donor, on this host and on others.
-fn addresses(server: &DonorServer, sockets: &[SocketAddr]) -> Vec<String> {
+fn addresses(server: &DonorServer, sockets: &[SocketAddr], veiled: bool) -> Vec<String> {
     let mut addresses = vec![server.address()];
     addresses.extend(harbour_pool::host::id().map(|id| harbour_pool::host::address_of(&id)));
     // Its queue pairs are set up over the same sockets.
     let rdma = server.rdma_addresses();
     let verbs = sockets.iter().filter(|socket| rdma.contains(&socket.ip()));
     addresses.extend(verbs.map(|socket| verbs::address_of(*socket)));
-    addresses.extend(sockets.iter().map(|socket| tcp::address_of(*socket)));
+    addresses.extend(
+        sockets
+            .iter()
+            .map(|socket| tcp::address_of(*socket, veiled)),
+    );
     addresses
 }
 

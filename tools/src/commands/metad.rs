@@ -8,6 +8,9 @@ use harbour_metad_client::tls::{Identity, is_loopback};
 use super::{Context, daemon};
 use crate::{cli::MetadArgs, stop::Stop};
 
+/// Shorter, and a pull on a busy host would be taken for dead; longer, and what it had is missed.
+const LEASE_S: std::ops::RangeInclusive<u32> = 2..=600;
+
 pub(super) fn run(context: &Context, args: MetadArgs) -> anyhow::Result<ExitCode> {
     daemon::follow_parent(args.supervised)?;
     context.places.create()?;
@@ -42,6 +45,17 @@ pub(super) fn run(context: &Context, args: MetadArgs) -> anyhow::Result<ExitCode
     options.replicas = keys.replicas.unwrap_or(options.replicas);
     options.hot_replicas = keys.hot_replicas.unwrap_or(options.hot_replicas);
     options.rebalance_mib_s = keys.rebalance_mib_s.unwrap_or(options.rebalance_mib_s);
+    if let Some(seconds) = keys.lease_s {
+        anyhow::ensure!(
+            LEASE_S.contains(&seconds),
+            "lease_s = {seconds}: give {} to {} seconds",
+            LEASE_S.start(),
+            LEASE_S.end()
+        );
+        let lease_ms = u64::from(seconds) * 1_000;
+        let timing = &mut config.options.timing;
+        (timing.pull_lease_ms, timing.copy_lease_ms) = (lease_ms, lease_ms);
+    }
     config.options.failpoints = crate::failpoint::of_metad()?;
     context.runtime()?.block_on(async {
         let stop = Stop::on_signals()?;

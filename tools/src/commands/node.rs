@@ -48,7 +48,7 @@ pub(super) fn run(context: &Context, args: NodeArgs) -> anyhow::Result<ExitCode>
     let Some(client) = runtime.block_on(context.patient_client(&stop))? else {
         return Ok(ExitCode::SUCCESS);
     };
-    let ways = context.ways(keys.transport, keys.rdma_device.as_ref());
+    let ways = context.ways(keys.transport, keys.rdma_device.as_ref())?;
     let link = Arc::new(Link::new(Access::Read, &ways));
     let spool = Spool::new(&context.places.state)
         .with_context(|| format!("cannot make a file in {}", context.places.state.display()))?;
@@ -166,7 +166,7 @@ fn file_system(
         &context.file,
         false,
     )?);
-    let ways = context.ways(keys.transport, keys.rdma_device.as_ref());
+    let ways = context.ways(keys.transport, keys.rdma_device.as_ref())?;
     let writing = Arc::new(Link::new(Access::ReadWrite, &ways));
     let refiller = Arc::new(Refiller::new(
         outside.client,

@@ -34,7 +34,7 @@ pub(super) fn run(context: &Context, args: cli::Pull) -> anyhow::Result<ExitCode
         let stop = Stop::on_signals()?;
         let client = context.client().await?;
         let section = &context.file.pull;
-        let ways = context.ways(section.transport, section.rdma_device.as_ref());
+        let ways = context.ways(section.transport, section.rdma_device.as_ref())?;
         let link = Arc::new(Link::new(Access::ReadWrite, &ways));
         let mut reports = Vec::new();
         for image in &args.images {

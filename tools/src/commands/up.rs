@@ -280,6 +280,7 @@ fn metad_flags(keys: &config::MetadKeys) -> Vec<OsString> {
         flag("--replicas", keys.replicas),
         flag("--hot-replicas", keys.hot_replicas),
         flag("--rebalance-mib-s", keys.rebalance_mib_s),
+        flag("--lease-s", keys.lease_s),
     ]
     .concat()
 }

@@ -27,6 +27,8 @@ pub struct Places {
     pub tls_named: bool,
     /// Whether gRPC may go between hosts in plain text.
     pub insecure_metad: bool,
+    /// Whether bytes have to go between hosts under TLS.
+    pub tls_data: bool,
 }
 
 impl Places {
@@ -48,6 +50,7 @@ impl Places {
             tls_named: paths.tls_dir.is_some(),
             tls: absolute(paths.tls_dir, "/etc/harbour/tls")?,
             insecure_metad: paths.insecure_metad.unwrap_or(false),
+            tls_data: paths.tls_data.unwrap_or(false),
             run,
         })
     }
@@ -118,6 +121,9 @@ impl Places {
         }
         if self.insecure_metad {
             flags.push("--insecure-metad".into());
+        }
+        if self.tls_data {
+            flags.push("--tls-data".into());
         }
         flags
     }

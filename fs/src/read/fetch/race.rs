@@ -135,7 +135,7 @@ impl Run<'_> {
         }];
         let race = Arc::new(Race::default());
         let len = self.bytes_of(good);
-        let deadline = self.attempt(len);
+        let deadline = self.batch_deadline(len);
         if !self.start(&race, &legs[0], 0, deadline, None) {
             return None;
         }

@@ -38,6 +38,9 @@ impl Run<'_> {
                     };
                     window.into_iter().filter_map(skip).collect()
                 };
+                self.hurry |= bad
+                    .iter()
+                    .any(|(.., why)| why.as_ref().is_some_and(|why| why.silent));
                 for (want, extent, why) in bad {
                     failures.extend(why.map(|why| (self.errand.wants[want].pack, extent, why)));
                     failed.push(want);
@@ -161,10 +164,12 @@ impl Run<'_> {
         let len = self.bytes_of(&good);
         let mut batch = self.batch(&good, arena);
         let start = (!donor.local).then(Instant::now);
-        let result =
-            self.outside
-                .pool
-                .read(group.donor, group.epoch, &mut batch, self.attempt(len));
+        let result = self.outside.pool.read(
+            group.donor,
+            group.epoch,
+            &mut batch,
+            self.batch_deadline(len),
+        );
         drop(batch);
         match (&result, start) {
             (Ok(()), None) => donor.pace.cleared(),

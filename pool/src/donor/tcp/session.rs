@@ -8,24 +8,24 @@
 //! buffer that stays in the processor's cache.
 
 use std::{
-    io::{self, Read as _},
+    io::{self, IoSlice},
     net::TcpStream,
-    os::fd::{AsFd as _, AsRawFd},
+    os::fd::AsFd as _,
     sync::{Arc, atomic::Ordering},
     time::{Duration, Instant},
 };
 
-use nix::{
-    errno::Errno,
-    sys::socket::{MsgFlags, send},
-};
+use nix::sys::socket::MsgFlags;
 
 use super::{Lent, Shared};
 use crate::{
     sys::Mapping,
-    tcp::frames::{
-        Answer, Grant, Purpose, Refusal,
-        data::{Outcome, REPLY_LEN_BYTES, REQUEST_LEN_BYTES, Reply, Request, Way},
+    tcp::{
+        frames::{
+            Answer, Grant, Purpose, Refusal,
+            data::{Outcome, REPLY_LEN_BYTES, REQUEST_LEN_BYTES, Reply, Request, Way},
+        },
+        veil::Wire,
     },
 };
 
@@ -44,7 +44,7 @@ const IDLE: Duration = Duration::from_secs(60);
 /// A connection under way.
 pub(super) struct Session<'a> {
     shared: &'a Shared,
-    stream: TcpStream,
+    wire: Wire,
     epoch: u64,
     grants: Vec<Grant>,
     /// Number of the next request.
@@ -74,7 +74,7 @@ impl<'a> Session<'a> {
         stream.set_write_timeout(Some(tick))?;
         let mut session = Self {
             shared,
-            stream,
+            wire: Wire::Plain(stream),
             epoch,
             grants,
             next: 1,
@@ -85,13 +85,27 @@ impl<'a> Session<'a> {
             filled: 0,
         };
         match purpose {
-            Purpose::Data => session.serve(),
+            Purpose::Data => {
+                session.welcome(Vec::new())?;
+                session.veil()?.serve()
+            }
             Purpose::Verbs(request) => session.verbs(&request),
         }
     }
 
-    fn serve(&mut self) -> io::Result<()> {
-        self.welcome(Vec::new())?;
+    /// Begins TLS, where this donor serves nobody without.
+    fn veil(mut self) -> io::Result<Self> {
+        let config = &self.shared.config;
+        let (Wire::Plain(stream), Some(veil)) = (&self.wire, &config.veil) else {
+            return Ok(self);
+        };
+        let deadline = Instant::now() + config.handshake_timeout;
+        let wire = Wire::to_reader(stream.try_clone()?, veil, deadline)?;
+        self.wire = wire.ok_or(io::ErrorKind::TimedOut)?;
+        Ok(self)
+    }
+
+    fn serve(mut self) -> io::Result<()> {
         self.input = vec![0; INPUT_BYTES];
         while let Some(head) = self.request()? {
             let request = Request::parse(&head).map_err(io::Error::other)?;
@@ -131,10 +145,10 @@ impl<'a> Session<'a> {
             }
         };
         // Nothing but its end is to come, and a thread that wakes takes time from readers.
-        self.stream.set_read_timeout(Some(IDLE))?;
+        self.wire.stream().set_read_timeout(Some(IDLE))?;
         let mut byte = [0];
         let end = loop {
-            match self.stream.read(&mut byte) {
+            match self.wire.read(&mut byte) {
                 Err(error) if again(&error) => {}
                 Ok(0) => break Ok(()),
                 Ok(_) => break Err(io::Error::other("words on a connection of queue pairs")),
@@ -193,7 +207,7 @@ impl<'a> Session<'a> {
         self.input.copy_within(self.at.clone(), 0);
         self.at = 0..self.at.len();
         let room = self.input.get_mut(self.at.end..).unwrap_or_default();
-        let len = self.stream.read(room)?;
+        let len = self.wire.read(room)?;
         self.at.end += len;
         Ok(len > 0)
     }
@@ -237,6 +251,7 @@ impl<'a> Session<'a> {
         let len = request.len as usize;
         self.reply(request.id, Outcome::Data(request.len), deadline)?;
         if len >= DIRECT_BYTES
+            && self.wire.is_plain()
             && let Some(mapping) = region.mapping()
         {
             return self.direct(mapping, request.offset, len, deadline);
@@ -272,7 +287,7 @@ impl<'a> Session<'a> {
         while sent < whole {
             let head = self.output.get(sent.min(self.filled)..self.filled);
             let skip = sent.saturating_sub(self.filled);
-            let socket = self.stream.as_fd();
+            let socket = self.wire.stream().as_fd();
             let head = head.unwrap_or_default();
             match mapping.send(
                 socket,
@@ -349,19 +364,25 @@ impl<'a> Session<'a> {
 
     /// Sends what lies in the output; `more` follows at once.
     fn flush(&mut self, more: bool, deadline: Instant) -> io::Result<()> {
-        let mut flags = MsgFlags::MSG_NOSIGNAL;
+        let mut flags = MsgFlags::empty();
         if more {
             flags |= MsgFlags::from_bits_retain(nix::libc::MSG_MORE);
         }
         let mut sent = 0;
         while sent < self.filled {
             let rest = self.output.get(sent..self.filled).unwrap_or_default();
-            match send(self.stream.as_raw_fd(), rest, flags) {
+            match self.wire.send(&[IoSlice::new(rest)], flags) {
                 Ok(some) => sent += some,
-                Err(Errno::EINTR | Errno::EAGAIN) => {}
-                Err(error) => return Err(error.into()),
+                Err(error) if again(&error) => {}
+                Err(error) => return Err(error),
             }
             if sent < self.filled && Instant::now() > deadline {
+                return Err(io::ErrorKind::TimedOut.into());
+            }
+        }
+        while self.wire.sending() {
+            self.wire.push()?;
+            if self.wire.sending() && Instant::now() > deadline {
                 return Err(io::ErrorKind::TimedOut.into());
             }
         }

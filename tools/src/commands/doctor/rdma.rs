@@ -7,7 +7,7 @@ use harbour_pool::{
 };
 
 use super::{Context, Finding, Grade, finding, status};
-use crate::commands::list;
+use crate::{commands::list, link::Ways};
 
 /// Donors that are spoken of one by one.
 const DONORS_MAX: usize = 64;
@@ -53,7 +53,14 @@ pub(super) fn host(devices: &Devices) -> Vec<Finding> {
 pub(super) fn donors(context: &Context, donors: &[v1::Donor]) -> Vec<Finding> {
     let node = status::node_status(context);
     let keys = &context.file.node;
-    let ways = context.ways(keys.transport, keys.rdma_device.as_ref());
+    let ways = match context.ways(keys.transport, keys.rdma_device.as_ref()) {
+        Ok(ways) => ways,
+        // What is wrong with the certificates is told by itself.
+        Err(_) => Ways {
+            devices: context.devices(keys.rdma_device.as_ref()),
+            ..Ways::default()
+        },
+    };
     let dialer = ways.dialer(Access::Read);
     let live = donors.iter().filter(|donor| donor.live).take(DONORS_MAX);
     live.map(|donor| {
