@@ -156,10 +156,13 @@ fn the_page_does_what_it_says() {
     }
     let reader = lines.last().unwrap().host;
     let tree = base.umoci.display();
-    stage.good(
-        reader,
-        &format!("diff -r --no-dereference {tree} {ROOTFS} 2>&1"),
+    // Of devices diff says no more than that they are some; `equality.rs` looks at their numbers.
+    let differ = format!(
+        "diff -r --no-dereference {tree} {ROOTFS} > /run/diff 2>&1 || true\n\
+         sed -i '/ is a character special file while file .* is a character special file$/d' /run/diff\n\
+         cat /run/diff"
     );
+    assert_eq!(stage.good(reader, &differ), "");
     // It lends nothing: all came over the network from who does.
     let donors = stage.good(0, "harbour donors --json");
     let donors: serde_json::Value = serde_json::from_str(&donors).unwrap();

@@ -92,6 +92,7 @@ struct Soak {
     refused: AtomicU64,
     removals: AtomicU64,
     metrics: u16,
+    stopped: AtomicBool,
 }
 
 fn setting(name: &str, default: u64) -> u64 {
@@ -213,6 +214,9 @@ impl Soak {
     fn read(&self, dice: &mut Dice) {
         let image = &self.images[dice.below(IMAGES as u64) as usize];
         for _ in 0..READS {
+            if self.stopped.load(Ordering::Relaxed) {
+                return;
+            }
             let shown = image.shown.read().unwrap_or_else(PoisonError::into_inner);
             let Some(place) = shown.get(dice.below(shown.len() as u64) as usize) else {
                 drop(shown);
@@ -319,13 +323,13 @@ impl Drop for Stop<'_> {
 
 /// Pulls and reads for as long as is asked for, with a recount now and then; gives how many of those.
 fn carry_on(soak: &Soak, seed: u64, lasts: Duration) -> u64 {
-    let stopped = AtomicBool::new(false);
+    let stopped = &soak.stopped;
     let mut audits = 0;
     thread::scope(|scope| {
-        let stop = Stop(&stopped);
+        let stop = Stop(stopped);
         // What everybody chooses follows from the seed and their number.
         let somebody = |number: u64, work: fn(&Soak, &mut Dice)| {
-            let (stopped, mut dice) = (&stopped, Dice::new(seed << 16 | number));
+            let mut dice = Dice::new(seed << 16 | number);
             scope.spawn(move || {
                 while !stopped.load(Ordering::Relaxed) {
                     work(soak, &mut dice);
@@ -370,8 +374,11 @@ fn a_pool_of_half_the_working_set_serves_all_of_it() {
     println!("seed {seed}, {lasts} s");
     let registry = Registry::start().unwrap();
     let metrics = free_port();
-    let cluster =
-        Cluster::configured(LEND, &format!("[metad]\nmetrics = '127.0.0.1:{metrics}'\n")).unwrap();
+    let toml = format!(
+        "[metad]\nmetrics = '127.0.0.1:{metrics}'\n[registry.\"{}\"]\ninsecure = true\n",
+        registry.host()
+    );
+    let cluster = Cluster::configured(LEND, &toml).unwrap();
     let _donors = ["one", "two"].map(|name| Donor::start(&cluster, name, LEND).unwrap());
     let images = publish(&cluster, &registry);
     let soak = Soak {
@@ -379,6 +386,7 @@ fn a_pool_of_half_the_working_set_serves_all_of_it() {
         registry,
         images,
         metrics,
+        stopped: AtomicBool::new(false),
         reads: AtomicU64::new(0),
         read_bytes: AtomicU64::new(0),
         longest_us: AtomicU64::new(0),

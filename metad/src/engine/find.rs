@@ -22,7 +22,8 @@ pub(super) fn hashes(list: &[Vec<u8>], most: usize, what: &str) -> Result<Vec<Ha
 }
 
 impl Engine {
-    /// Which layers are committed and whole; those are pinned.
+    /// Which layers are committed and whole. They are pinned, and of those that lost something the rest:
+    /// what is brought back must not push out what is still there.
     pub fn find_layers(
         &self,
         request: &v1::FindLayersRequest,
@@ -37,13 +38,10 @@ impl Engine {
                     layers.push(v1::FoundLayer::default());
                     continue;
                 };
-                let found = layer.state() == v1::LayerState::Ready;
-                if found {
-                    tx.pin_layer(pull, id)?;
-                    tx.pin_packs_of_layer(pull, id)?;
-                }
+                tx.pin_layer(pull, id)?;
+                tx.pin_packs_of_layer(pull, id)?;
                 layers.push(v1::FoundLayer {
-                    found,
+                    found: layer.state() == v1::LayerState::Ready,
                     layer: Some(layer),
                 });
             }

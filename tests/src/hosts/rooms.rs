@@ -41,7 +41,7 @@ impl Hosts {
         }
         std::os::unix::fs::symlink(binary(), typed.join("harbour"))?;
         // The roots are there before the namespaces, so that each host reaches the others' `/etc`.
-        let mut script = String::from("mkdir /run/hosts /run/rooms\n");
+        let mut script = format!("{}mkdir /run/hosts /run/rooms\n", seats::SPLIT);
         for name in names {
             let root = root(name);
             script += &format!("mkdir {root}\nmount -t tmpfs room {root}\n");
@@ -72,7 +72,7 @@ impl Hosts {
             )?;
             let namespace = seats::namespace(host);
             script += &format!(
-                "touch {namespace}\nunshare --mount={namespace} -- sh -e {}\n",
+                "touch {namespace}\nsplit {namespace} sh -e {}\n",
                 furnish.display()
             );
         }

@@ -6,7 +6,7 @@ use harbour_image::{
     index::{PackRef, seal::table_len},
     object::{PACK_MAX, PackId},
 };
-use harbour_metad_client::{Client, v1};
+use harbour_metad_client::{Client, Error as ClientError, v1};
 
 use super::{IngestError, lease::Pull};
 
@@ -44,6 +44,22 @@ pub fn store(
         packs: packs.iter().map(|pack| pack.id.0.to_vec()).collect(),
     };
     Ok((reference, packs))
+}
+
+/// The same of something that was in the catalogue a moment ago and may have been removed since: then
+/// there is nothing.
+pub async fn fetch_if_there(
+    client: &Client,
+    index: &v1::IndexRef,
+    what: &str,
+) -> Result<Option<Arc<[u8]>>, IngestError> {
+    match fetch(client, index, what).await {
+        Err(IngestError::Metad(ClientError::NotFound { .. })) => {
+            tracing::debug!(what, "was removed meanwhile");
+            Ok(None)
+        }
+        other => other.map(Some),
+    }
 }
 
 /// Reads a whole index from metad's disk. The caller opens it with checks: it is not verified here

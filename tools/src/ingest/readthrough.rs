@@ -133,8 +133,8 @@ impl Indexes {
         for user in users {
             let name = layer::digest(&user.diff_id)?.to_string();
             let reference = user.index.clone().unwrap_or_default();
-            let bytes = index_store::fetch(client, &reference, &name).await?;
-            all.insert(user.diff_id.clone(), bytes);
+            let bytes = index_store::fetch_if_there(client, &reference, &name).await?;
+            all.extend(bytes.map(|bytes| (user.diff_id.clone(), bytes)));
         }
         Ok(Self(all))
     }

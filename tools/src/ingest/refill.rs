@@ -193,9 +193,9 @@ async fn from_sources(
                 .iter()
                 .find(|l| l.diff_id == descriptor.diff_id.as_bytes());
             let reference = user.and_then(|l| l.index.clone()).unwrap_or_default();
-            let index =
-                index_store::fetch(lease.client(), &reference, &descriptor.diff_id.to_string())
-                    .await?;
+            let name = descriptor.diff_id.to_string();
+            let index = index_store::fetch_if_there(lease.client(), &reference, &name).await?;
+            let Some(index) = index else { continue };
             let bar = progress.layer(&descriptor);
             let (lease, source, targets, limits) = (
                 lease.clone(),
@@ -263,7 +263,8 @@ impl<'a> Plan<'a> {
             if !index_packs(Some(index)).any(|id| lost.contains(&id)) {
                 continue;
             }
-            let bytes = index_store::fetch(client, index, "a refilled view").await?;
+            let bytes = index_store::fetch_if_there(client, index, "a refilled view").await?;
+            let Some(bytes) = bytes else { continue };
             for part in bytes.chunks(PACK_MAX) {
                 let id = PackId(*blake3::hash(part).as_bytes());
                 if lost.contains(&id) && plan.lens.insert(id, part.len() as u32).is_none() {
@@ -276,16 +277,18 @@ impl<'a> Plan<'a> {
 }
 
 /// All packs that a layer's index refers to, and the index's own, with their lengths (0 when not
-/// known here).
+/// known here); none of a layer that was removed since its snapshot was taken.
 pub(super) async fn packs_of(
     client: &Client,
     layer: &v1::Layer,
 ) -> Result<BTreeMap<PackId, u32>, IngestError> {
     let name = layer::digest(&layer.diff_id)?.to_string();
     let reference = layer.index.clone().unwrap_or_default();
-    let bytes = index_store::fetch(client, &reference, &name).await?;
-    let index = layer::open_index(bytes, &name)?;
     let mut packs = BTreeMap::new();
+    let Some(bytes) = index_store::fetch_if_there(client, &reference, &name).await? else {
+        return Ok(packs);
+    };
+    let index = layer::open_index(bytes, &name)?;
     for number in 0..index.pack_count() {
         let pack = index.pack(number).map_err(|source| IngestError::Index {
             layer: name.clone(),

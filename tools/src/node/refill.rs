@@ -51,6 +51,8 @@ struct Running {
     /// How many readers wait for each pack.
     waiting: HashMap<PackId, usize>,
     outcomes: HashMap<PackId, (Instant, Result<(), String>)>,
+    /// What stood in the way the last time, of failures that may pass.
+    trouble: HashMap<PackId, String>,
     workers: usize,
     /// Packs that a worker has taken.
     taken: BTreeSet<PackId>,
@@ -168,12 +170,17 @@ impl Shop {
             }
             Err(error) if error.is_transient() => {
                 let error = chain(&error);
-                tracing::debug!(packs = packs.len(), error, "lost content is not back yet");
                 let mut running = self.lock();
+                if running.trouble.values().any(|known| *known == error) {
+                    tracing::debug!(packs = packs.len(), error, "lost content is not back yet");
+                } else {
+                    tracing::warn!(packs = packs.len(), error, "lost content is not back yet");
+                }
                 for (pack, listed) in packs {
                     running.taken.remove(&pack);
                     // For as long as somebody waits: each reader's own deadline is the end of it.
                     if running.waiting.contains_key(&pack) {
+                        running.trouble.insert(pack, error.clone());
                         running.wanted.insert(pack, listed);
                     }
                 }
@@ -259,6 +266,7 @@ impl Shop {
         let Running {
             wanted,
             outcomes,
+            trouble,
             taken,
             ..
         } = &mut *running;
@@ -267,6 +275,7 @@ impl Shop {
             // Whoever asks from here on asks for another attempt.
             taken.remove(&pack);
             wanted.remove(&pack);
+            trouble.remove(&pack);
             outcomes.insert(pack, (now, outcome.clone()));
         }
         self.changed.notify_all();
@@ -304,8 +313,10 @@ impl Refill for Refiller {
             self.kick(&mut running, waited >= PATIENCE);
             let left = deadline.saturating_duration_since(Instant::now());
             if left.is_zero() {
+                let trouble = running.trouble.get(pack);
+                let trouble = trouble.map_or(String::new(), |why| format!(" ({why})"));
                 break Err(SourceError::Deadline(format!(
-                    "pack {pack:?} to be fetched again"
+                    "pack {pack:?} to be fetched again{trouble}"
                 )));
             }
             running = self
@@ -319,6 +330,8 @@ impl Refill for Refiller {
             *count -= 1;
             if *count == 0 {
                 running.waiting.remove(pack);
+                // Kept no longer than somebody waits for it.
+                running.trouble.remove(pack);
             }
         }
         outcome

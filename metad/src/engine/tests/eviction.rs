@@ -3,7 +3,7 @@
 use harbour_metad_client::v1;
 
 use super::super::Reserving;
-use super::world::{Pack, World, layer, pack, wanted};
+use super::world::{Pack, World, digest, layer, pack, wanted};
 use crate::error::Error;
 
 /// A world of `pages` pages whose donor does not fall silent while time passes.
@@ -210,6 +210,29 @@ fn a_pool_that_is_too_small_says_so_and_evicts_nothing() {
     }
     assert_eq!(world.books(), before);
     assert_eq!(world.snapshot().1[0].state(), v1::LayerState::Ready);
+}
+
+#[test]
+fn what_a_layer_has_left_stays_while_the_rest_is_brought_back() {
+    let world = World::new(8);
+    world.pull("a", 1, &[layer(1, 4)]).unwrap();
+    let other = world.begin();
+    world
+        .reserve(other, &[Pack(900, 4096), Pack(901, 4096), Pack(902, 4096)])
+        .unwrap();
+    assert_eq!(world.snapshot().1[0].state(), v1::LayerState::Partial);
+    let left = || world.locate(&layer(1, 4).packs).iter().flatten().count();
+    let before = left();
+    assert!((1..4).contains(&before), "{before} packs are left");
+    let pull = world.begin();
+    let find = v1::FindLayersRequest {
+        pull: Some(pull),
+        diff_ids: vec![digest(b'l', 1).to_vec()],
+    };
+    let found = world.engine.find_layers(&find).unwrap().layers;
+    assert!(!found[0].found && found[0].layer.is_some());
+    let _full = world.reserve(other, &[Pack(910, 4 * 4096)]);
+    assert_eq!(left(), before, "nothing of it was taken");
 }
 
 #[test]
