@@ -54,6 +54,13 @@ pub enum Request<K> {
         /// When it ends now.
         until_ms: u64,
     },
+    /// End the lease no later than at `until_ms`, unless it is renewed: the owner may be dead.
+    Shorten {
+        /// Whose.
+        owner: OwnerId,
+        /// When it ends at the latest, in the machine's time.
+        until_ms: u64,
+    },
     /// Claim a key: at once, or in turn with `wait`. A repetition changes nothing and is answered with
     /// what became of the claim.
     Acquire {
@@ -72,6 +79,11 @@ pub enum Request<K> {
         owner: OwnerId,
         /// What.
         key: K,
+    },
+    /// Give up every key, held or waited for, and keep the lease.
+    ReleaseAll {
+        /// Who.
+        owner: OwnerId,
     },
     /// What the key was claimed for is done and written down: gives it up, and sends those that wait
     /// for it away with the news, for there is nothing left to do.

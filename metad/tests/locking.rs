@@ -4,7 +4,7 @@
 #[path = "support/common.rs"]
 mod common;
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use common::{Daemon, begin_of};
 use harbour_metad_client::{
@@ -151,6 +151,65 @@ async fn many_clients_take_turns() {
         ended.unwrap();
     }
     assert_eq!(counter.lock().unwrap().1, CLIENTS * TURNS);
+    daemon.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_next_in_line_does_not_wait_long_for_one_that_died() {
+    let daemon = Daemon::start(|_| {}).await;
+    let (one, other) = (daemon.client().await, daemon.client().await);
+    let second = begin_of(&other, "b").await;
+    let mut waiter = other.lock_session(second).await.unwrap();
+    for way in ["dies", "closes"] {
+        let first = begin_of(&one, "a").await;
+        let mut holder = one.lock_session(first).await.unwrap();
+        let held = acquire(&mut holder, layer(1), true).await;
+        assert_eq!(held.outcome(), LockOutcome::Held);
+        let waiting = acquire(&mut waiter, layer(1), true).await;
+        assert_eq!(waiting.outcome(), LockOutcome::Waiting);
+        let began = Instant::now();
+        match way {
+            "dies" => drop(holder),
+            _ => tokio::time::timeout(LONG, holder.close())
+                .await
+                .expect("it is answered")
+                .unwrap(),
+        }
+        match next(&mut waiter).await {
+            Event::News(news) => assert!(news.fence > held.fence),
+            other => panic!("{other:?}"),
+        }
+        let took = began.elapsed();
+        let renewed = one.renew(first).await;
+        if way == "dies" {
+            // A full lease would be fifteen seconds.
+            let soon = Duration::from_millis(1900)..Duration::from_secs(6);
+            assert!(soon.contains(&took), "{took:?}");
+            assert!(matches!(renewed, Err(Error::Refused { .. })), "{renewed:?}");
+        } else {
+            assert!(took < Duration::from_secs(1), "{took:?}");
+            renewed.unwrap();
+        }
+        let id = waiter.release(layer(1)).await.unwrap();
+        reply_done(&mut waiter, id).await;
+    }
+    daemon.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_opens_a_session_again_keeps_its_locks() {
+    let daemon = Daemon::start(|_| {}).await;
+    let client = daemon.client().await;
+    let pull = begin_of(&client, "a").await;
+    let mut session = client.lock_session(pull).await.unwrap();
+    let fence = acquire(&mut session, layer(1), true).await.fence;
+    for _ in 0..2 {
+        drop(session);
+        tokio::time::sleep(Duration::from_millis(500)).await;
+        session = client.lock_session(pull).await.unwrap();
+        tokio::time::sleep(Duration::from_millis(2500)).await;
+        assert_eq!(acquire(&mut session, layer(1), true).await.fence, fence);
+    }
     daemon.stop().await;
 }
 

@@ -14,8 +14,9 @@ use crate::{
 /// Requests of one session that metad has not taken yet.
 const UNSENT: usize = 256;
 
-/// The locks of one pull. Dropping it gives none of them up: that is for releasing them, for ending
-/// the pull, or for its lease.
+/// The locks of one pull. A client that is done with them says so with [`LockSession::close`], or ends
+/// the pull. One that drops its session without a word is taken for dead: the pull ends two seconds
+/// later, unless it is heard of in that time.
 #[derive(Debug)]
 pub struct LockSession {
     client: Client,
@@ -73,6 +74,31 @@ impl LockSession {
     /// As [`Self::ask`].
     pub async fn renew(&mut self) -> Result<u64, Error> {
         self.ask(Wish::Renew(v1::RenewLease {})).await
+    }
+
+    /// Ends the session well: what the pull holds or waits for is given up by the time this returns. The
+    /// pull goes on.
+    ///
+    /// # Errors
+    /// As [`Self::ask`] and [`Self::next`].
+    pub async fn close(mut self) -> Result<(), Error> {
+        let id = self.ask(Wish::Close(v1::CloseSession {})).await?;
+        let timeout = self.client.timeout();
+        let answered = async {
+            loop {
+                match self.next().await? {
+                    Event::Reply(reply) if reply.id == id => return Ok(()),
+                    _ => {}
+                }
+            }
+        };
+        let late = |_| Error::Deadline {
+            asked: SESSION,
+            after: timeout,
+        };
+        tokio::time::timeout(timeout, answered)
+            .await
+            .map_err(late)?
     }
 
     /// The next reply or news, waited for without a deadline. Safe to cancel.

@@ -4,6 +4,12 @@
 //! and what it had claimed go in one transaction. The machine changes first and its changes are
 //! written by the same transaction as what follows from them; when that fails the machine is built
 //! again from the store. Nobody hears of anything before it has committed.
+//!
+//! A session that breaks is the first sign of its client's death, and the next in line should not
+//! have to wait for a whole lease: it is shortened, and whole again when the pull is heard of. So are
+//! the leases of pulls with claims that are found at a start.
+
+use std::collections::HashSet;
 
 use harbour_metad_client::v1;
 use tokio::sync::mpsc;
@@ -83,6 +89,8 @@ pub enum Wish {
     },
     /// Keep the pull's lease.
     Renew,
+    /// Give everything up, and end the session.
+    Close,
 }
 
 /// The machine inside a transaction.
@@ -159,10 +167,11 @@ impl Engine {
             }
             Err(error) => {
                 state.locks = match touched {
-                    true => state.locks_of_store(
-                        machine.issued(),
-                        now_ms + self.options.timing.pull_lease_ms,
-                    )?,
+                    true => {
+                        let until_ms = now_ms + self.options.timing.pull_lease_ms;
+                        let lease = |pull, _| machine.until_ms(pull).unwrap_or(until_ms);
+                        state.locks_of_store(machine.issued(), lease)?
+                    }
                     false => machine,
                 };
                 Err(error)
@@ -170,8 +179,8 @@ impl Engine {
         }
     }
 
-    /// Listens to a pull's locks, instead of who did before. The channel ends when the pull does, when
-    /// another session takes its place, and when it is not emptied in time.
+    /// Listens to a pull's locks, instead of who did before, and keeps its lease. The channel ends when
+    /// the pull does, when another session takes its place, and when it is not emptied in time.
     ///
     /// # Errors
     /// [`Error::Refused`] when the pull is not under way.
@@ -181,7 +190,7 @@ impl Engine {
         send: mpsc::Sender<Heard>,
     ) -> Result<Session, Error> {
         let mut state = self.lock();
-        let pull = state.pull(Some(reference), self.now_ms())?;
+        let pull = self.keep(&mut state, reference)?;
         let number = state.issue();
         let session = number;
         state.listeners.insert(pull, Listener { session, send });
@@ -195,30 +204,53 @@ impl Engine {
     /// When the store fails: then nothing was done and nobody was told.
     pub fn claim(&self, asks: Vec<Ask>) -> Result<(), Error> {
         let mut state = self.lock();
-        self.expire_pulls(&mut state)?;
-        let heard = |session: Session| {
-            let listener = state.listeners.get(&session.pull);
-            listener.is_some_and(|listener| listener.session == session.number)
-        };
-        let asks: Vec<Ask> = asks.into_iter().filter(|ask| heard(ask.session)).collect();
-        let until_ms = self.now_ms() + self.options.timing.pull_lease_ms;
+        let now_ms = self.now_ms();
+        self.expire_pulls(&mut state, now_ms)?;
+        let heard = |ask: &Ask| state.hears(ask.session);
+        let asks: Vec<Ask> = asks.into_iter().filter(heard).collect();
+        let until_ms = now_ms + self.options.timing.pull_lease_ms;
+        let mut closed = Vec::new();
         self.change_locked(&mut state, Sync::Process, None, |_, _, claims| {
             for Ask { session, id, wish } in asks {
+                // What comes behind a farewell would be held by nobody.
+                if closed.contains(&session) {
+                    continue;
+                }
+                if matches!(wish, Wish::Close) {
+                    closed.push(session);
+                }
                 claims.answer(session, id, request(session.pull, wish, until_ms));
             }
             Ok(())
-        })
+        })?;
+        state.hang_up(&closed);
+        Ok(())
     }
 
     /// Ends sessions; their locks stay.
     pub fn hang_up(&self, sessions: &[Session]) {
+        self.lock().hang_up(sessions);
+    }
+
+    /// A session broke that nobody had ended: its client is dead, or cut off. Its pull is undone soon,
+    /// unless it is heard of.
+    ///
+    /// # Errors
+    /// When the store fails: then the lease is as long as it was.
+    pub fn broke(&self, session: Session) -> Result<(), Error> {
         let mut state = self.lock();
-        for Session { pull, number } in sessions {
-            let listener = state.listeners.get(pull);
-            if listener.is_some_and(|listener| listener.session == *number) {
-                state.listeners.remove(pull);
-            }
+        if !state.hears(session) {
+            return Ok(());
         }
+        state.hang_up(&[session]);
+        let now_ms = self.now_ms();
+        self.expire_pulls(&mut state, now_ms)?;
+        let owner = session.pull;
+        if state.locks.lives(owner, now_ms) {
+            let until_ms = now_ms + self.options.timing.broken_ms;
+            state.set_lease(Request::Shorten { owner, until_ms }, now_ms);
+        }
+        Ok(())
     }
 
     /// All claims, in the order of keys and then of their turn.
@@ -255,6 +287,7 @@ fn request(owner: OwnerId, wish: Wish, until_ms: u64) -> Request<Key> {
         },
         Wish::Release { key } => Request::Release { owner, key },
         Wish::Renew => Request::Renew { owner, until_ms },
+        Wish::Close => Request::ReleaseAll { owner },
     }
 }
 
@@ -288,16 +321,48 @@ impl State {
     /// Pulls and their claims as the store has them.
     pub(super) fn load_locks(&mut self, pulls: Vec<PullRow>, timing: &Timing) -> Result<(), Error> {
         self.pulls = pulls.into_iter().map(|pull| (pull.id, pull)).collect();
-        let until_ms = self.started_ms + timing.pull_lease_ms + timing.grace_ms;
-        self.locks = self.locks_of_store(self.locks.issued(), until_ms)?;
+        let grace_ms = self.started_ms + timing.grace_ms;
+        // All sessions broke. Others may be waiting for what is claimed.
+        self.locks = self.locks_of_store(self.locks.issued(), |_, claims| match claims {
+            true => grace_ms + timing.broken_ms,
+            false => grace_ms + timing.pull_lease_ms,
+        })?;
         Ok(())
     }
 
-    fn locks_of_store(&self, issued: u64, until_ms: u64) -> Result<Machine<Key>, Error> {
+    /// The machine as the store has it. `lease` says when the lease of a pull ends, and is told whether
+    /// the pull has claims.
+    fn locks_of_store(
+        &self,
+        issued: u64,
+        lease: impl Fn(OwnerId, bool) -> u64,
+    ) -> Result<Machine<Key>, Error> {
         let claims = self.writer.read().claims()?;
-        let pulls = self.pulls.keys().copied();
-        Machine::restore(issued, pulls, claims, self.started_ms, until_ms)
+        let claiming: HashSet<OwnerId> = claims.iter().map(|claim| claim.owner).collect();
+        let pulls = self.pulls.keys();
+        let pulls = pulls.map(|pull| (*pull, lease(*pull, claiming.contains(pull))));
+        Machine::restore(issued, pulls, claims, self.started_ms)
             .map_err(|why| Error::Refused(format!("the database is inconsistent: {why}")))
+    }
+
+    /// Changes a lease. Those that are over by now have ended before, so that nothing is to be written.
+    pub(super) fn set_lease(&mut self, request: Request<Key>, now_ms: u64) {
+        let outcome = self.locks.apply(request, now_ms);
+        debug_assert_eq!((outcome.reply, outcome.changes), (Reply::Done, Vec::new()));
+    }
+
+    /// Whether a session is the one that is told of its pull's locks.
+    fn hears(&self, session: Session) -> bool {
+        let listener = self.listeners.get(&session.pull);
+        listener.is_some_and(|listener| listener.session == session.number)
+    }
+
+    fn hang_up(&mut self, sessions: &[Session]) {
+        for session in sessions {
+            if self.hears(*session) {
+                self.listeners.remove(&session.pull);
+            }
+        }
     }
 
     fn forget_ended(&mut self, changes: &[Change<Key>]) {

@@ -25,6 +25,8 @@ pub struct Timing {
     pub node_lease_ms: u64,
     /// A pull that was not renewed for this long is undone.
     pub pull_lease_ms: u64,
+    /// A pull whose session of locks broke is undone when it is not heard of for this long.
+    pub broken_ms: u64,
     /// A copy that a donor was told to make must be reported in this time, or it is planned anew.
     pub copy_lease_ms: u64,
     /// Leases found at start last this much longer.
@@ -49,6 +51,7 @@ impl Default for Timing {
             donor_forget_ms: 600_000,
             node_lease_ms: 10_000,
             pull_lease_ms: 15_000,
+            broken_ms: 2_000,
             copy_lease_ms: 15_000,
             grace_ms: 5_000,
             margin_ms: 1_000,

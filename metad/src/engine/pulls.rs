@@ -2,10 +2,10 @@
 
 use harbour_metad_client::v1;
 
-use super::{Around, Effects, Engine};
+use super::{Around, Effects, Engine, state::State};
 use crate::{
     error::{Error, text},
-    locks::{Reply, Request},
+    locks::Request,
     store::{PullRow, Sync, Tx},
 };
 
@@ -82,17 +82,19 @@ impl Engine {
 
     /// Keeps a pull's lease.
     pub fn renew(&self, reference: &v1::PullRef) -> Result<v1::PullLease, Error> {
-        let now_ms = self.now_ms();
         let mut state = self.lock();
-        let owner = state.pull(Some(reference), now_ms)?;
-        // Nothing else ends with what is written below, for this writes nothing down.
-        self.expire_pulls(&mut state)?;
-        let until_ms = now_ms + self.options.timing.pull_lease_ms;
-        let renewed = state
-            .locks
-            .apply(Request::Renew { owner, until_ms }, now_ms);
-        debug_assert_eq!((renewed.reply, renewed.changes), (Reply::Done, Vec::new()));
+        let owner = self.keep(&mut state, reference)?;
         Ok(self.pull_lease(owner, reference.token))
+    }
+
+    /// Gives a pull that is under way a whole lease.
+    pub(super) fn keep(&self, state: &mut State, reference: &v1::PullRef) -> Result<u64, Error> {
+        let now_ms = self.now_ms();
+        self.expire_pulls(state, now_ms)?;
+        let owner = state.pull(Some(reference), now_ms)?;
+        let until_ms = now_ms + self.options.timing.pull_lease_ms;
+        state.set_lease(Request::Renew { owner, until_ms }, now_ms);
+        Ok(owner)
     }
 
     fn pull_lease(&self, pull: u64, token: u64) -> v1::PullLease {
@@ -133,9 +135,8 @@ impl Engine {
         Ok(())
     }
 
-    /// Undoes the pulls whose leases ended.
-    pub(super) fn expire_pulls(&self, state: &mut super::State) -> Result<(), Error> {
-        let now_ms = self.now_ms();
+    /// Undoes the pulls whose leases ended by `now_ms`.
+    pub(super) fn expire_pulls(&self, state: &mut State, now_ms: u64) -> Result<(), Error> {
         if state
             .locks
             .next_end_ms()

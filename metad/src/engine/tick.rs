@@ -52,6 +52,6 @@ impl Engine {
         for id in gone.map(|(id, _)| *id).collect::<Vec<_>>() {
             self.forget_donor(&mut state, id)?;
         }
-        self.expire_pulls(&mut state)
+        self.expire_pulls(&mut state, now_ms)
     }
 }

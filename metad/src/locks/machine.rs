@@ -57,20 +57,19 @@ impl<K: Ord + Clone + Debug> Machine<K> {
         }
     }
 
-    /// What was written down. All leases end at `until_ms`, which should leave their owners the time
-    /// to be heard again.
+    /// What was written down, and when each lease ends, which should leave its owner the time to be
+    /// heard again.
     ///
     /// # Errors
     /// When no machine can have written that: the text says why.
     pub fn restore(
         issued: u64,
-        owners: impl IntoIterator<Item = OwnerId>,
+        owners: impl IntoIterator<Item = (OwnerId, u64)>,
         rows: impl IntoIterator<Item = Row<K>>,
         now_ms: u64,
-        until_ms: u64,
     ) -> Result<Self, String> {
         let mut machine = Self::new(issued);
-        for owner in owners {
+        for (owner, until_ms) in owners {
             machine.open(owner, until_ms);
         }
         for row in rows {
@@ -109,6 +108,7 @@ impl<K: Ord + Clone + Debug> Machine<K> {
             Request::Tick => Reply::Done,
             Request::Open { owner, until_ms } => self.open(owner, until_ms),
             Request::Renew { owner, until_ms } => self.renew(owner, until_ms),
+            Request::Shorten { owner, until_ms } => self.shorten(owner, until_ms),
             Request::Acquire {
                 owner,
                 key,
@@ -116,6 +116,7 @@ impl<K: Ord + Clone + Debug> Machine<K> {
                 wait,
             } => self.acquire(owner, key, mode, wait, now_ms, &mut log),
             Request::Release { owner, key } => self.release(owner, &key, now_ms, &mut log),
+            Request::ReleaseAll { owner } => self.release_all(owner, now_ms, &mut log),
             Request::Commit { owner, key, fence } => {
                 self.commit(owner, &key, fence, now_ms, &mut log)
             }
@@ -242,14 +243,20 @@ impl<K: Ord + Clone + Debug> Machine<K> {
     }
 
     fn renew(&mut self, id: OwnerId, until_ms: u64) -> Reply {
+        self.set_end(id, |end_ms| end_ms.max(until_ms))
+    }
+
+    fn shorten(&mut self, id: OwnerId, until_ms: u64) -> Reply {
+        self.set_end(id, |end_ms| end_ms.min(until_ms))
+    }
+
+    fn set_end(&mut self, id: OwnerId, end: impl FnOnce(u64) -> u64) -> Reply {
         let Some(owner) = self.owners.get_mut(&id) else {
             return Reply::Gone;
         };
-        if until_ms > owner.until_ms {
-            self.ends.remove(&(owner.until_ms, id));
-            self.ends.insert((until_ms, id));
-            owner.until_ms = until_ms;
-        }
+        self.ends.remove(&(owner.until_ms, id));
+        owner.until_ms = end(owner.until_ms);
+        self.ends.insert((owner.until_ms, id));
         Reply::Done
     }
 
@@ -314,6 +321,17 @@ impl<K: Ord + Clone + Debug> Machine<K> {
         if owner.keys.remove(key) {
             self.withdraw(id, key, log);
             self.serve(key, now_ms, log);
+        }
+        Reply::Done
+    }
+
+    fn release_all(&mut self, id: OwnerId, now_ms: u64, log: &mut Log<K>) -> Reply {
+        let Some(owner) = self.owners.get_mut(&id) else {
+            return Reply::Gone;
+        };
+        for key in std::mem::take(&mut owner.keys) {
+            self.withdraw(id, &key, log);
+            self.serve(&key, now_ms, log);
         }
         Reply::Done
     }

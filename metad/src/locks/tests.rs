@@ -169,6 +169,53 @@ fn an_owner_that_is_not_heard_of_loses_all_and_is_told() {
 }
 
 #[test]
+fn an_owner_that_is_taken_for_dead_ends_soon_unless_it_speaks() {
+    for speaks in [false, true] {
+        let mut machine = machine();
+        ask(&mut machine, A, Mode::Exclusive);
+        ask(&mut machine, B, Mode::Exclusive);
+        let owner = A;
+        let shorten = |until_ms| Request::Shorten { owner, until_ms };
+        assert_eq!(machine.apply(shorten(30), 10).reply, Reply::Done);
+        assert_eq!(machine.apply(shorten(50), 11).reply, Reply::Done);
+        assert_eq!(machine.until_ms(A), Some(30), "never longer");
+        if speaks {
+            let until_ms = 90;
+            machine.apply(Request::Renew { owner, until_ms }, 29);
+        }
+        let outcome = machine.apply(Request::Tick, 30);
+        machine.check().unwrap();
+        assert_eq!(machine.lives(A, 30), speaks);
+        let granted: Vec<OwnerId> = outcome.news.iter().map(|news| news.owner).collect();
+        assert_eq!(granted, if speaks { vec![] } else { vec![B] });
+        let reply = machine.apply(shorten(0), 30).reply;
+        assert_eq!(reply, if speaks { Reply::Done } else { Reply::Gone });
+    }
+}
+
+#[test]
+fn all_is_given_up_at_once_and_the_lease_goes_on() {
+    let mut machine = machine();
+    let take = |owner, key| Request::Acquire {
+        owner,
+        key,
+        mode: Mode::Exclusive,
+        wait: true,
+    };
+    for (owner, key) in [(A, "held"), (B, "held"), (C, "waited"), (A, "waited")] {
+        machine.apply(take(owner, key), 0);
+    }
+    let outcome = machine.apply(Request::ReleaseAll { owner: A }, 1);
+    machine.check().unwrap();
+    assert_eq!(outcome.reply, Reply::Done);
+    let granted: Vec<_> = outcome.news.iter().map(|n| (n.owner, n.key)).collect();
+    assert_eq!(granted, [(B, "held")]);
+    assert!(machine.lives(A, 99) && machine.list().all(|claim| claim.owner != A));
+    let gone = Request::ReleaseAll { owner: 9 };
+    assert_eq!(machine.apply(gone, 1).reply, Reply::Gone);
+}
+
+#[test]
 fn a_commit_counts_under_the_token_and_sends_all_waiters_away() {
     let mut machine = machine();
     let Reply::Held { fence } = ask(&mut machine, A, Mode::Exclusive) else {
@@ -285,7 +332,7 @@ fn what_cannot_have_been_written_is_refused() {
         ticket,
         fence,
     };
-    let restore = |rows: Vec<Row<&'static str>>| Machine::restore(9, [A, B], rows, 0, 100);
+    let restore = |rows: Vec<Row<&'static str>>| Machine::restore(9, [(A, 100), (B, 100)], rows, 0);
     assert!(restore(vec![row(A, 1, Some(1)), row(B, 2, None)]).is_ok());
     for (what, rows) in [
         (
@@ -310,7 +357,7 @@ fn what_cannot_have_been_written_is_refused() {
 fn request() -> impl Strategy<Value = (Request<u8>, u64)> {
     let owner = 1..5_u64;
     let mode = prop_oneof![Just(Mode::Shared), Just(Mode::Exclusive)];
-    let one = (owner, 0..3_u8, mode, any::<bool>(), 0..10_u32, 1..60_u64).prop_map(
+    let one = (owner, 0..3_u8, mode, any::<bool>(), 0..12_u32, 1..60_u64).prop_map(
         |(owner, key, mode, wait, what, lease)| match what {
             0 => Request::Tick,
             1 => Request::Close { owner },
@@ -323,6 +370,11 @@ fn request() -> impl Strategy<Value = (Request<u8>, u64)> {
                 until_ms: lease,
             },
             4 => Request::Release { owner, key },
+            6 => Request::Shorten {
+                owner,
+                until_ms: lease,
+            },
+            7 => Request::ReleaseAll { owner },
             // Its token is put in where it is known.
             5 => Request::Commit {
                 owner,
@@ -358,6 +410,7 @@ proptest! {
             let request = match request {
                 Request::Open { owner, until_ms } => Request::Open { owner, until_ms: now + until_ms },
                 Request::Renew { owner, until_ms } => Request::Renew { owner, until_ms: now + until_ms },
+                Request::Shorten { owner, until_ms } => Request::Shorten { owner, until_ms: now + until_ms },
                 Request::Commit { owner, key, .. } => {
                     let fence = written.get(&(key, owner)).and_then(|row| row.fence).unwrap_or(0);
                     Request::Commit { owner, key, fence }
@@ -396,8 +449,12 @@ proptest! {
                 prop_assert!(row.is_some_and(|row| (row.mode, row.fence) == (Mode::Exclusive, Some(*fence))));
                 prop_assert!(!written.keys().any(|(other, _)| other == key));
             }
-            let owners: Vec<OwnerId> = machine.owners().collect();
-            let again = Machine::restore(machine.issued(), owners, written.values().cloned(), now, now + 1);
+            if let (Request::ReleaseAll { owner }, Reply::Done) = (&request, &outcome.reply) {
+                prop_assert!(!written.keys().any(|(_, other)| other == owner));
+                prop_assert!(machine.lives(*owner, now));
+            }
+            let owners: Vec<(OwnerId, u64)> = machine.owners().map(|owner| (owner, now + 1)).collect();
+            let again = Machine::restore(machine.issued(), owners, written.values().cloned(), now);
             let again = again.map_err(TestCaseError::fail)?;
             let claims = |machine: &Machine<u8>| -> Vec<_> {
                 machine.list().map(|l| (*l.key, l.owner, l.mode, l.fence)).collect()

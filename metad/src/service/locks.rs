@@ -16,7 +16,7 @@ use tokio::sync::{mpsc, oneshot};
 use tonic::{Request, Response, Status, Streaming};
 use v1::{lock_event::Event, lock_request, locks_server::Locks};
 
-use super::{Lane, Service, next};
+use super::{Inner, Lane, Service, next};
 use crate::{
     engine::{Ask, Engine, Heard, Session, Wish},
     error::Error,
@@ -152,22 +152,28 @@ impl Service {
         let (end, ended) = mpsc::channel(1);
         let (hears, over) = oneshot::channel();
         let mut closing = self.inner.closing.clone();
-        let (desk, engine) = (self.inner.desk.clone(), self.inner.engine.clone());
-        let idle = Duration::from_millis(engine.timing().pull_lease_ms);
+        let service = self.clone();
         tokio::spawn(async move {
             let _turn = turn;
-            let asking = asking(&desk, session, first, stream, idle);
+            let Inner { desk, engine, .. } = &*service.inner;
+            let idle = Duration::from_millis(engine.timing().pull_lease_ms);
+            let asking = asking(desk, session, first, stream, idle);
             let outcome = tokio::select! {
                 outcome = asking => outcome,
-                _ = closing.wait_for(|closing| *closing) => Ok(()),
-                // The engine has ended it, or nobody reads any more.
-                _ = over => Ok(()),
+                _ = closing.wait_for(|closing| *closing) => Ok(Ending::Ours),
+                // The engine has ended it, which it knows; or nobody reads any more.
+                _ = over => Ok(Ending::Broken),
             };
-            if let Err(status) = outcome {
-                // There is room for one.
-                let _told = end.try_send(status);
+            match outcome {
+                Ok(Ending::Closed) => {}
+                Ok(Ending::Ours) => engine.hang_up(&[session]),
+                Ok(Ending::Broken) => service.session_broke(session).await,
+                Err(status) => {
+                    // There is room for one.
+                    let _told = end.try_send(status);
+                    engine.hang_up(&[session]);
+                }
             }
-            engine.hang_up(&[session]);
         });
         Ok(Events {
             heard,
@@ -175,6 +181,25 @@ impl Service {
             ended,
         })
     }
+
+    async fn session_broke(&self, session: Session) {
+        let told = self.blocking(Lane::Lease, move |engine| engine.broke(session));
+        if let Err(status) = told.await {
+            tracing::warn!(error = status.message(), "a broken session was not noted");
+            self.inner.engine.hang_up(&[session]);
+        }
+    }
+}
+
+/// How a session ended, other than by a fault in what it asked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Ending {
+    /// Its client said so: the desk ends it when it has answered.
+    Closed,
+    /// Its client has gone without a word.
+    Broken,
+    /// This daemon ends it.
+    Ours,
 }
 
 /// Passes on what a session asks, until it has nothing more to ask.
@@ -184,18 +209,20 @@ async fn asking(
     first: v1::LockRequest,
     mut stream: Streaming<v1::LockRequest>,
     idle: Duration,
-) -> Result<(), Status> {
+) -> Result<Ending, Status> {
     let mut request = first;
     loop {
         if let Some(wish) = request.wish {
             let (id, wish) = (request.id, wish_of(wish)?);
+            let last = matches!(wish, Wish::Close);
             desk.ask(Ask { session, id, wish }).await?;
+            if last {
+                return Ok(Ending::Closed);
+            }
         }
         request = match tokio::time::timeout(idle, stream.message()).await {
-            Ok(message) => match message? {
-                Some(request) => request,
-                None => return Ok(()),
-            },
+            Ok(Ok(Some(request))) => request,
+            Ok(Ok(None) | Err(_)) => return Ok(Ending::Broken),
             Err(_) => {
                 let text = format!("nothing came on the session for {} s", idle.as_secs());
                 return Err(Status::deadline_exceeded(text));
@@ -222,6 +249,7 @@ fn wish_of(wish: lock_request::Wish) -> Result<Wish, Status> {
             key: key(&release.key)?,
         },
         lock_request::Wish::Renew(_) => Wish::Renew,
+        lock_request::Wish::Close(_) => Wish::Close,
     })
 }
 

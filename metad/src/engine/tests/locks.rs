@@ -5,7 +5,7 @@ use tokio::sync::mpsc;
 
 use super::{
     super::{Ask, Effects, Heard, Session, Wish, locks::Claims},
-    world::{World, layer},
+    world::{Pack, World, layer},
 };
 use crate::{
     error::Error,
@@ -180,13 +180,100 @@ fn a_restart_knows_who_holds_and_who_waits() {
     second.waits();
     world.engine.abort(&first.pull).unwrap();
     assert!(second.granted() > fence);
-    // Who does not speak loses them, after the grace.
+    // Who does not speak loses them, soon after the grace; who has none keeps its lease.
+    let idle = world.begin();
     world.restart();
-    world.pass(16_000);
+    world.pass(6_500);
     assert_eq!(listed(&world).len(), 2);
-    world.pass(5_000);
+    world.pass(500);
     assert!(listed(&world).is_empty());
-    assert_eq!(world.engine.status().unwrap().pulls.len(), 0);
+    let pulls = |world: &World| world.engine.status().unwrap().pulls.len();
+    assert_eq!(pulls(&world), 1);
+    world.pass(12_500);
+    world.engine.renew(&idle).unwrap();
+    world.pass(15_000);
+    assert_eq!(pulls(&world), 0);
+}
+
+#[test]
+fn a_session_that_breaks_ends_its_pull_soon() {
+    let world = World::new(64);
+    let (mut first, mut second) = (puller(&world), puller(&world));
+    let asks = vec![first.take(1, ONE), second.take(2, ONE)];
+    world.engine.claim(asks).unwrap();
+    let fence = first.granted();
+    second.waits();
+    world.reserve(first.pull, &[Pack(1, 4096)]).unwrap();
+    world.engine.broke(first.session).unwrap();
+    assert!(first.is_over());
+    world.pass(1_500);
+    assert!(second.news().is_empty());
+    world.pass(500);
+    assert!(second.granted() > fence);
+    assert!(matches!(
+        world.engine.renew(&first.pull),
+        Err(Error::Refused(_))
+    ));
+    // It may be late all the same: what it was given to write to is not given to others yet.
+    let books = world.books();
+    assert_eq!((books.reserved, books.quarantined), (0, 4096));
+    world.pass(15_000);
+    assert_eq!(world.books().quarantined, 0);
+}
+
+#[test]
+fn who_comes_back_after_its_session_broke_keeps_everything() {
+    let world = World::new(8);
+    let mut other = puller(&world);
+    for way in ["session", "renewal"] {
+        let mut first = puller(&world);
+        world.engine.renew(&other.pull).unwrap();
+        let asks = vec![first.take(1, ONE), other.take(2, ONE)];
+        world.engine.claim(asks).unwrap();
+        let fence = first.granted();
+        other.waits();
+        world.engine.broke(first.session).unwrap();
+        world.pass(1_500);
+        if way == "renewal" {
+            world.engine.renew(&first.pull).unwrap();
+            world.pass(5_000);
+        }
+        let mut again = listen(&world, first.pull);
+        // News of the broken one that come late end nothing.
+        world.engine.broke(first.session).unwrap();
+        assert!(!again.is_over());
+        world.engine.renew(&other.pull).unwrap();
+        world.pass(10_000);
+        let take = again.take(3, ONE);
+        world.engine.claim(vec![take]).unwrap();
+        assert_eq!(again.granted(), fence, "{way}");
+        world.engine.abort(&first.pull).unwrap();
+        assert!(other.granted() > fence, "{way}");
+        let release = other.ask(4, Wish::Release { key: ONE });
+        world.engine.claim(vec![release]).unwrap();
+        other.news();
+    }
+}
+
+#[test]
+fn who_says_farewell_gives_all_up_and_keeps_its_lease() {
+    let world = World::new(8);
+    let (mut first, mut second) = (puller(&world), puller(&world));
+    let asks = vec![first.take(1, ONE), first.take(2, TWO), second.take(3, ONE)];
+    world.engine.claim(asks).unwrap();
+    assert_eq!(first.news().len(), 2);
+    second.waits();
+    let asks = vec![first.ask(4, Wish::Close), first.take(5, TWO)];
+    world.engine.claim(asks).unwrap();
+    let reply = Reply::Done;
+    assert_eq!(first.news(), [Heard::Reply { id: 4, reply }]);
+    assert!(first.is_over());
+    second.granted();
+    assert_eq!(listed(&world).len(), 1, "nothing is claimed behind it");
+    // The end of the stream, which comes next, is no death.
+    world.engine.broke(first.session).unwrap();
+    world.pass(14_500);
+    world.engine.renew(&first.pull).unwrap();
 }
 
 #[test]
