@@ -9,7 +9,8 @@
 //!
 //! # The path of a pull
 //! [`Engine::begin`], then for each layer [`Engine::find_objects`], [`Engine::reserve`],
-//! [`Engine::begin_index`] and [`Engine::begin_layer`], at the end [`Engine::commit`]. Each step
+//! [`Engine::begin_index`] and [`Engine::begin_layer`], and, under a claim on it,
+//! [`Engine::commit_layer`]; at the end [`Engine::commit`] or [`Engine::commit_name`]. Each step
 //! is in the store before it is answered. A pull that stops anywhere is undone by
 //! [`Engine::abort`] or, when its lease ends, by [`Engine::tick`].
 //!
@@ -30,6 +31,7 @@ mod audit;
 mod catalogue;
 mod collect;
 mod commit;
+mod commit_layer;
 mod copies;
 mod donors;
 mod effects;

@@ -18,6 +18,9 @@ pub enum Error {
     /// Not in the present state: begin again.
     #[error("{0}")]
     Refused(String),
+    /// The claim under which it was to be done is not held (any more): another has taken over.
+    #[error("{0}")]
+    Fenced(String),
     /// No room, with figures.
     #[error("{0}")]
     Exhausted(String),
@@ -47,6 +50,7 @@ impl Error {
             Self::Invalid(_) => Code::InvalidArgument,
             Self::NotFound(_) => Code::NotFound,
             Self::Refused(_) => Code::FailedPrecondition,
+            Self::Fenced(_) => Code::Aborted,
             Self::Exhausted(_) => Code::ResourceExhausted,
             // A full disk is for the person who runs this to mend, and says so.
             Self::Store(error) if error.is_disk_full() => Code::ResourceExhausted,

@@ -129,6 +129,10 @@ pub fn client_code(error: &harbour_metad_client::Error) -> (Code, String) {
             "free space with harbour rm, or lend more: harbour donor --lend".into(),
         ),
         E::Refused { .. } => (Code::Refused, String::new()),
+        E::Fenced { .. } => (
+            Code::Unavailable,
+            "another pull has taken over: pull again".into(),
+        ),
         _ => (Code::Failed, String::new()),
     }
 }

@@ -43,8 +43,12 @@ calls! { ingest, "Ingest":
     /// Space for at most [`crate::RESERVE_MAX`] packs. May wait for readers to let go of freed
     /// space: give it a deadline of 20 s or more where the pool can be full.
     reserve = reserve, "Reserve", v1::ReserveRequest => v1::ReserveReply;
+    /// Makes a staged layer visible by itself.
+    commit_layer = commit_layer, "CommitLayer", v1::CommitLayerRequest => v1::CommitLayerReply;
     /// Makes an image visible.
     commit = commit, "Commit", v1::CommitRequest => v1::CommitReply;
+    /// Gives a name to an image that is there.
+    commit_name = commit_name, "CommitName", v1::CommitNameRequest => v1::CommitReply;
     /// Makes packs of a refill live.
     commit_refill = commit_refill, "CommitRefill", v1::CommitRefillRequest => v1::CommitReply;
     /// Gives everything of a pull back.

@@ -43,6 +43,14 @@ pub enum Error {
         /// metad's words.
         message: String,
     },
+    /// The lock under which it was to be done is not held (any more): another pull has taken over.
+    #[error("{asked} came too late: {message}")]
+    Fenced {
+        /// What was asked.
+        asked: &'static str,
+        /// metad's words.
+        message: String,
+    },
     /// No room, or too much at once.
     #[error("{asked}: {message}")]
     Exhausted {
@@ -84,6 +92,7 @@ impl Error {
             | Self::Tls { asked, .. }
             | Self::NotFound { asked, .. }
             | Self::Refused { asked, .. }
+            | Self::Fenced { asked, .. }
             | Self::Exhausted { asked, .. }
             | Self::Deadline { asked, .. }
             | Self::Other { asked, .. } => asked,
@@ -110,8 +119,15 @@ impl Error {
                 asked,
                 source: Box::new(status),
             },
+            // One that is closed before a call is on its way cancels it, as our own deadline does.
+            Code::Cancelled if source_is_not_a_timeout(&status) => Self::Unavailable {
+                endpoint: endpoint.to_owned(),
+                asked,
+                source: Box::new(status),
+            },
             Code::NotFound => Self::NotFound { asked, message },
             Code::FailedPrecondition => Self::Refused { asked, message },
+            Code::Aborted => Self::Fenced { asked, message },
             Code::ResourceExhausted => Self::Exhausted { asked, message },
             Code::DeadlineExceeded | Code::Cancelled => Self::Deadline { asked, after },
             code => Self::Other {
@@ -121,4 +137,11 @@ impl Error {
             },
         }
     }
+}
+
+/// Whether something else than the deadline of a call stands beneath its status.
+fn source_is_not_a_timeout(status: &Status) -> bool {
+    let first = std::error::Error::source(status);
+    let mut chain = std::iter::successors(first, |error| error.source());
+    first.is_some() && !chain.any(|error| error.is::<tonic::TimeoutExpired>())
 }

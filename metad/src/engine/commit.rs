@@ -17,7 +17,7 @@ use super::{
 };
 use crate::{
     error::{Error, Hash, hash, text},
-    locks::Request,
+    locks::{Key, Request},
     store::{DoneRow, ImageRow, LayerRow, NameRow, Sync, Tx},
 };
 
@@ -39,9 +39,9 @@ struct NewImage {
 
 /// What a commit does with one layer.
 #[derive(Clone, Copy, Debug)]
-struct Chosen {
+pub(super) struct Chosen {
     /// Row that the image is made of.
-    layer: u64,
+    pub(super) layer: u64,
     /// Row whose packs the image's index refers to: the pull's own where it staged one.
     packs_of: u64,
 }
@@ -55,7 +55,12 @@ impl Engine {
             request.pull.as_ref(),
             asked,
             Around("commit.before", "commit.after"),
-            |tx, effects, pull, replicas| self.commit_image(tx, effects, pull, replicas, &image),
+            |tx, effects, claims, (pull, replicas)| {
+                if request.fence > 0 {
+                    claims.commit(pull, &Key::Image(image.row.manifest), request.fence)?;
+                }
+                self.commit_image(tx, effects, pull, replicas, &image)
+            },
         )
     }
 
@@ -71,7 +76,7 @@ impl Engine {
             request.pull.as_ref(),
             asked,
             around,
-            |tx, effects, pull, asked_replicas| {
+            |tx, effects, _, (pull, asked_replicas)| {
                 let mut rows = HashSet::new();
                 for (digest, len) in &packs {
                     let id = pinned(tx, pull, digest, *len)?;
@@ -85,13 +90,14 @@ impl Engine {
         )
     }
 
-    /// Ends a pull with `work`; answers a repetition as the first time.
-    fn end_with(
+    /// Ends a pull with `work`, which is told the pull and its replicas; answers a repetition as the
+    /// first time.
+    pub(super) fn end_with(
         &self,
         reference: Option<&v1::PullRef>,
         asked: Hash,
         around: Around,
-        work: impl FnOnce(&Tx<'_>, &mut Effects, u64, u32) -> Result<(), Error>,
+        work: impl FnOnce(&Tx<'_>, &mut Effects, &mut Claims<'_>, (u64, u32)) -> Result<(), Error>,
     ) -> Result<v1::CommitReply, Error> {
         let mut state = self.lock();
         if let Some(reply) = repeated(&state, reference, &asked)? {
@@ -103,7 +109,7 @@ impl Engine {
         let reach = self.reach(&state);
         let replicas = self.replicas_of_pull(&state, pull);
         let ended = |tx: &Tx<'_>, effects: &mut Effects, claims: &mut Claims<'_>| {
-            work(tx, effects, pull, replicas)?;
+            work(tx, effects, claims, (pull, replicas))?;
             let packs = end(tx, effects, pull, End::Told)?;
             claims.apply(Request::Close { owner: pull });
             collect(tx, effects, &reach, packs)?;
@@ -175,7 +181,7 @@ impl Engine {
     /// Makes these packs known, and the extents that this pull has written for them live, as far
     /// as replicas are wanted, each on a donor of its own; the others stay reserved and end with
     /// the pull.
-    fn attach(
+    pub(super) fn attach(
         &self,
         tx: &Tx<'_>,
         effects: &mut Effects,
@@ -231,7 +237,7 @@ fn pinned(tx: &Tx<'_>, pull: u64, digest: &Hash, len: u32) -> Result<u64, Error>
 
 /// Decides between the layer that a pull staged and the one that is visible. The first wins, for
 /// its number is in use, unless it has lost content and the new one has another index.
-fn choose_layer(
+pub(super) fn choose_layer(
     tx: &Tx<'_>,
     pull: u64,
     diff_id: &Hash,
@@ -362,7 +368,7 @@ fn repeated(
     )))
 }
 
-fn digest_of(kind: &str, request: &impl Message) -> Hash {
+pub(super) fn digest_of(kind: &str, request: &impl Message) -> Hash {
     *blake3::Hasher::new()
         .update(kind.as_bytes())
         .update(&request.encode_to_vec())

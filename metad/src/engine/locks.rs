@@ -114,7 +114,44 @@ impl Claims<'_> {
         outcome.reply
     }
 
-    /// The same for a session, which hears the reply before the news of what comes later.
+    /// What a key was claimed for is done: gives up the claim, and tells who waited for it. Gives those.
+    ///
+    /// # Errors
+    /// [`Error::Fenced`] when the key is not held under this token.
+    pub(super) fn commit(
+        &mut self,
+        owner: OwnerId,
+        key: &Key,
+        fence: u64,
+    ) -> Result<Vec<OwnerId>, Error> {
+        let place = self.told.len();
+        let request = Request::Commit {
+            owner,
+            key: key.clone(),
+            fence,
+        };
+        // Looked at first: a refusal is no reason to build the machine again.
+        let holds = self
+            .machine
+            .holds(owner, key, Mode::Exclusive, fence, self.now_ms);
+        if !holds || self.apply(request) != Reply::Done {
+            return Err(Error::Fenced(format!(
+                "pull {owner:x} does not hold {key} under fencing token {fence}: another has taken \
+                 over, or it was given up"
+            )));
+        }
+        let told = self.told.iter().skip(place);
+        let done = told.filter_map(|(waiting, heard)| match heard {
+            Heard::News {
+                key: done,
+                fence: None,
+            } => (done == key).then_some(*waiting),
+            _ => None,
+        });
+        Ok(done.collect())
+    }
+
+    /// As [`Claims::apply`] for a session, which hears the reply before the news of what comes later.
     fn answer(&mut self, session: Session, id: u64, request: Request<Key>) {
         let place = self.told.len();
         let reply = self.apply(request);

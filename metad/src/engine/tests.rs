@@ -2,6 +2,7 @@
 
 mod audit;
 mod catalogue;
+mod commits;
 mod copies;
 mod donors;
 mod eviction;

@@ -96,6 +96,28 @@ impl Ingest for Service {
         .await
     }
 
+    async fn commit_layer(
+        &self,
+        request: Request<v1::CommitLayerRequest>,
+    ) -> Result<Response<v1::CommitLayerReply>, Status> {
+        let request = request.into_inner();
+        self.call("Ingest.CommitLayer", Lane::Write, move |engine| {
+            engine.commit_layer(&request)
+        })
+        .await
+    }
+
+    async fn commit_name(
+        &self,
+        request: Request<v1::CommitNameRequest>,
+    ) -> Result<Response<v1::CommitReply>, Status> {
+        let request = request.into_inner();
+        self.call("Ingest.CommitName", Lane::Write, move |engine| {
+            engine.commit_name(&request)
+        })
+        .await
+    }
+
     async fn commit_refill(
         &self,
         request: Request<v1::CommitRefillRequest>,

@@ -73,9 +73,14 @@ impl Desk {
     /// When there is no thread to be had.
     pub(super) fn open(engine: Arc<Engine>) -> std::io::Result<Self> {
         let (asks, mut queue) = mpsc::channel(QUEUE);
+        // While it waits it keeps nothing: a daemon that has stopped has let go of its state directory.
+        let engine = Arc::downgrade(&engine);
         thread::Builder::new().name("locks".into()).spawn(move || {
             let mut batch = Vec::with_capacity(BATCH);
             while queue.blocking_recv_many(&mut batch, BATCH) > 0 {
+                let Some(engine) = engine.upgrade() else {
+                    return;
+                };
                 let sessions: Vec<Session> = batch.iter().map(|ask: &Ask| ask.session).collect();
                 if let Err(error) = engine.claim(std::mem::take(&mut batch)) {
                     // They ask again, and hear what became of it.

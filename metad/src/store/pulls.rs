@@ -72,6 +72,14 @@ impl Read<'_> {
         Ok(rows.collect::<Result<_, _>>()?)
     }
 
+    /// Whether a pull holds on to a layer.
+    pub(crate) fn layer_pinned_by(&self, pull: u64, layer: u64) -> Result<bool, Error> {
+        let mut ask = self.connection.prepare_cached(
+            "SELECT EXISTS (SELECT 1 FROM layer_pins WHERE pull = ?1 AND layer = ?2)",
+        )?;
+        Ok(ask.query_row([to_sql(pull), to_sql(layer)], |row| row.get(0))?)
+    }
+
     /// Bytes that a pull has reserved, as they count in the pool.
     pub(crate) fn reserved_bytes(&self, pull: u64) -> Result<u64, Error> {
         let extents = self.extents_of_pull(pull)?;

@@ -202,6 +202,7 @@ pub(crate) async fn pull_image(client: &Client, name: &str, number: u32, objects
         manifest: Some(document("manifest")),
         config: Some(document("config")),
         index_packs: packs[1..].to_vec(),
+        fence: 0,
     };
     let start = std::time::Instant::now();
     client.commit(commit).await.unwrap();

@@ -414,6 +414,7 @@ fn commit_request(
                 len: pack.len,
             })
             .collect(),
+        fence: 0,
     }
 }
 

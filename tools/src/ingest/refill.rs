@@ -398,7 +398,18 @@ pub(super) async fn sources_of(
             sources.push((source, layers));
         }
     }
-    if let Some(diff_id) = open.first() {
+    // What only a pull under way refers to is not in the catalogue's images: that pull has its source.
+    let named = |diff_id: &&Digest| {
+        let mut images = snapshot.images.iter();
+        images.any(|image| {
+            image
+                .diff_ids
+                .iter()
+                .any(|d| d[..] == diff_id.as_bytes()[..])
+        })
+    };
+    let lost = open.iter().find(named);
+    if let Some(diff_id) = lost.or(open.first().filter(|_| sources.is_empty())) {
         return Err(IngestError::Changed(format!(
             "no source of an image gives layer {diff_id} any more"
         )));

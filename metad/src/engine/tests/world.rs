@@ -380,6 +380,7 @@ impl World {
             manifest: Some(document("manifest")),
             config: Some(document("config")),
             index_packs: wanted(&[index_pack(index)]),
+            fence: 0,
         }
     }
 
