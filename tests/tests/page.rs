@@ -4,7 +4,7 @@
 
 use std::{
     fs::{self, File},
-    process::Stdio,
+    process::{Child, Stdio},
     time::Duration,
 };
 
@@ -58,6 +58,18 @@ fn part(line: &str) -> Option<&str> {
 
 struct Stage {
     hosts: Hosts,
+    started: Vec<Started>,
+}
+
+/// What a line started, until the page is over.
+struct Started(Child);
+
+impl Drop for Started {
+    fn drop(&mut self) {
+        // What it entered the namespaces with; they have ended, and with them what ran there.
+        let _gone = self.0.kill();
+        let _status = self.0.wait();
+    }
 }
 
 impl Stage {
@@ -87,11 +99,10 @@ impl Stage {
     }
 
     /// Starts what stays, and waits until it is at work.
-    fn start(&self, line: &Line, part: &str) {
+    fn start(&mut self, line: &Line, part: &str) {
         let name = format!("{}-{part}.log", NAMES[line.host]);
         let log = File::create(self.hosts.dir().join(name)).unwrap();
-        // Ends with the namespaces, not with this handle.
-        let _child = self
+        let child = self
             .hosts
             .on(line.host, "sh")
             .args(["-ec", &line.text])
@@ -100,6 +111,7 @@ impl Stage {
             .stderr(log)
             .spawn()
             .unwrap();
+        self.started.push(Started(child));
         let probe = match part {
             "metad" => "harbour donors --json",
             "donor" => "harbour donors --json | grep '\"live\": *true'",
@@ -125,7 +137,10 @@ fn the_page_does_what_it_says() {
         "[registry.\"docker.io\"]\nmirrors = [\"http://{}\"]\n",
         hosts.registry(WORLD)
     );
-    let stage = Stage { hosts };
+    let mut stage = Stage {
+        hosts,
+        started: Vec::new(),
+    };
     let mut said = String::new();
     for line in &lines {
         if let Some(part) = part(&line.text) {
