@@ -1,6 +1,13 @@
 //! What long-running subcommands share: pid files and parents.
 
-use std::{fs, io::Write as _, os::unix::fs::OpenOptionsExt as _, path::PathBuf};
+use std::{
+    fs,
+    io::Write as _,
+    os::unix::fs::OpenOptionsExt as _,
+    path::{Path, PathBuf},
+    thread,
+    time::{Duration, Instant},
+};
 
 use anyhow::Context as _;
 use nix::{
@@ -11,6 +18,11 @@ use nix::{
 
 use super::Context;
 use crate::failure::{self, Code};
+
+/// Longest wait for a process that was killed to be gone.
+const DYING_LIMIT: Duration = Duration::from_secs(3);
+/// Between two looks at it.
+const DYING_PAUSE: Duration = Duration::from_millis(10);
 
 /// A pid file that is held locked while its process lives. The lock, not the number in it, tells
 /// whether the process lives: a number may have been given to another process since.
@@ -31,8 +43,7 @@ impl PidFile {
             .mode(0o644)
             .open(&path)
             .with_context(|| format!("cannot open {}", path.display()))?;
-        let mut lock = Flock::lock(file, FlockArg::LockExclusiveNonblock).map_err(|(_, _)| {
-            let pid = fs::read_to_string(&path).unwrap_or_default();
+        let mut lock = lock_after_the_dead(file, &path).map_err(|pid| {
             failure::failure(
                 Code::Failed,
                 format!(
@@ -47,6 +58,33 @@ impl PidFile {
         writeln!(lock, "{}", std::process::id())?;
         Ok(Self { _lock: lock, path })
     }
+}
+
+/// Locks a pid file. One whose process was killed and is not gone yet, as its memory takes a moment to go
+/// back, is waited for; of one that lives the number is given.
+fn lock_after_the_dead(mut file: fs::File, path: &Path) -> Result<Flock<fs::File>, String> {
+    let deadline = Instant::now() + DYING_LIMIT;
+    loop {
+        file = match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
+            Ok(lock) => return Ok(lock),
+            Err((file, _)) => file,
+        };
+        let pid = fs::read_to_string(path).unwrap_or_default();
+        if Instant::now() >= deadline || !is_dying(pid.trim()) {
+            return Err(pid);
+        }
+        thread::sleep(DYING_PAUSE);
+    }
+}
+
+/// Whether a process has ended, or its first thread has and the others are about to.
+fn is_dying(pid: &str) -> bool {
+    let Ok(stat) = fs::read_to_string(format!("/proc/{pid}/stat")) else {
+        return true;
+    };
+    // The name before it may hold anything.
+    let state = stat.rsplit_once(')').map(|(_, rest)| rest.trim_start());
+    state.is_some_and(|state| state.starts_with(['Z', 'X']))
 }
 
 impl Drop for PidFile {
@@ -87,4 +125,43 @@ pub(super) fn follow_parent(supervised: bool) -> anyhow::Result<()> {
         "the supervisor has gone"
     );
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, clippy::expect_used)]
+    use std::process::Command;
+
+    use super::*;
+
+    #[test]
+    fn the_dead_are_told_from_the_living() {
+        assert!(!is_dying(&std::process::id().to_string()));
+        let mut child = Command::new("true").spawn().unwrap();
+        let pid = child.id().to_string();
+        // It is a zombie until it is waited for.
+        let limit = Instant::now() + Duration::from_secs(10);
+        while !is_dying(&pid) {
+            assert!(Instant::now() < limit, "it ends by itself");
+            thread::sleep(DYING_PAUSE);
+        }
+        child.wait().unwrap();
+    }
+
+    #[test]
+    fn who_lives_is_named_at_once() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("x.pid");
+        let open = || {
+            let mut options = fs::OpenOptions::new();
+            options.create(true).truncate(false).read(true).write(true);
+            options.open(&path).unwrap()
+        };
+        let mut held = lock_after_the_dead(open(), &path).unwrap();
+        write!(held, "{}", std::process::id()).unwrap();
+        let start = Instant::now();
+        let named = lock_after_the_dead(open(), &path).unwrap_err();
+        assert_eq!(named, std::process::id().to_string());
+        assert!(start.elapsed() < DYING_LIMIT);
+    }
 }
