@@ -16,3 +16,4 @@ pub mod overlay;
 pub mod registry;
 pub mod shell;
 pub mod tree;
+pub mod web;

@@ -10,7 +10,7 @@ use std::{
 use harbour_tests::{
     cluster::{Part, Pulled},
     hosts::{Family, Hosts},
-    layers::{Entry, Layout, digest},
+    layers::{Entry, Layout, digest, noise},
     shell,
 };
 
@@ -22,19 +22,6 @@ const FILE_BYTES: usize = 3 << 20;
 const FILES: usize = 12;
 /// No read may stand still for longer.
 const STALL_LIMIT: Duration = Duration::from_secs(3);
-
-fn bytes(seed: u64) -> Vec<u8> {
-    let mut state = seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1;
-    let mut out = Vec::with_capacity(FILE_BYTES + 8);
-    while out.len() < FILE_BYTES {
-        state ^= state << 13;
-        state ^= state >> 7;
-        state ^= state << 17;
-        out.extend(state.wrapping_mul(0x2545_F491_4F6C_DD1D).to_le_bytes());
-    }
-    out.truncate(FILE_BYTES);
-    out
-}
 
 fn executable(path: &str) -> Entry {
     let data = fs::read(path).unwrap_or_else(|e| panic!("{path}: {e}"));
@@ -68,7 +55,7 @@ fn image(dir: &Path) -> Image {
     let mut layout = Layout::create(&dir.join("layout")).unwrap();
     let (mut files, mut sums) = (vec![Entry::dir("data")], String::new());
     for n in 0..FILES {
-        let data = bytes(n as u64);
+        let data = noise(n as u64, FILE_BYTES);
         let sum = digest(&data).replace("sha256:", "");
         sums += &format!("{sum}  /data/{n}\n");
         files.push(Entry::file(format!("data/{n}"), data));

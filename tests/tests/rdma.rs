@@ -16,7 +16,7 @@ use std::{
 use harbour_tests::{
     cluster::{Part, Pulled},
     hosts::{Hosts, Seat},
-    layers::{Blob, Entry, Layout, digest, media, tar},
+    layers::{Blob, Entry, Layout, digest, media, noise, tar},
     shell,
 };
 use serde_json::Value;
@@ -67,18 +67,6 @@ fn seats() -> [Seat; 2] {
     seats.try_into().unwrap()
 }
 
-/// Bytes that no compression shortens and no other file shares.
-fn bytes(seed: u64, len: usize) -> Vec<u8> {
-    let mut state = seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1;
-    let words = std::iter::repeat_with(|| {
-        state ^= state << 13;
-        state ^= state >> 7;
-        state ^= state << 17;
-        state.wrapping_mul(0x2545_F491_4F6C_DD1D).to_le_bytes()
-    });
-    words.flatten().take(len).collect()
-}
-
 /// Not a test: makes the image of the one below, outside of the guest, where making it takes a
 /// second and not a minute. A static busybox, files, and the list of their sums.
 #[test]
@@ -96,8 +84,8 @@ fn an_image_is_laid_out() {
         Entry::dir("sys"),
     ];
     let (mut files, mut sums) = (vec![Entry::dir("data")], String::new());
-    let small = (1..=FILES).map(|n| (format!("data/{n}"), bytes(n, 997 * n as usize)));
-    for (name, data) in [(BIG.to_owned(), bytes(0, BIG_BYTES))]
+    let small = (1..=FILES).map(|n| (format!("data/{n}"), noise(n, 997 * n as usize)));
+    for (name, data) in [(BIG.to_owned(), noise(0, BIG_BYTES))]
         .into_iter()
         .chain(small)
     {

@@ -8,8 +8,6 @@
 
 use std::{
     fs,
-    io::{Read as _, Write as _},
-    net::{TcpListener, TcpStream},
     os::unix::fs::FileExt as _,
     path::PathBuf,
     sync::{
@@ -26,7 +24,7 @@ use harbour_tests::{
     faults::plan::Dice,
     layers::{Blob, Entry, Layout, noise, tar},
     registry::Registry,
-    shell,
+    shell, web,
 };
 
 /// Memory of each of three donors.
@@ -270,11 +268,7 @@ impl Soak {
 
     /// One figure of `/metrics`.
     fn metric(&self, name: &str) -> f64 {
-        let mut stream = TcpStream::connect(("127.0.0.1", self.metrics)).unwrap();
-        let request = "GET /metrics HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n";
-        stream.write_all(request.as_bytes()).unwrap();
-        let mut text = String::new();
-        stream.read_to_string(&mut text).unwrap();
+        let text = web::get(self.metrics, "/metrics").unwrap();
         let line = text
             .lines()
             .find_map(|line| line.strip_prefix(&format!("{name} ")));
@@ -360,11 +354,6 @@ fn carry_on(soak: &Soak, seed: u64, lasts: Duration) -> u64 {
     audits
 }
 
-fn free_port() -> u16 {
-    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    listener.local_addr().unwrap().port()
-}
-
 #[test]
 fn a_pool_of_half_the_working_set_serves_all_of_it() {
     let (lasts, seed) = (
@@ -373,7 +362,7 @@ fn a_pool_of_half_the_working_set_serves_all_of_it() {
     );
     println!("seed {seed}, {lasts} s");
     let registry = Registry::start().unwrap();
-    let metrics = free_port();
+    let metrics = web::free_port().unwrap();
     let toml = format!(
         "[metad]\nmetrics = '127.0.0.1:{metrics}'\n[registry.\"{}\"]\ninsecure = true\n",
         registry.host()

@@ -5,8 +5,6 @@
 use std::{
     collections::BTreeSet,
     fs,
-    io::{Read, Write},
-    net::TcpListener,
     os::unix::fs::PermissionsExt,
     path::{Path, PathBuf},
     process::Command,
@@ -16,15 +14,10 @@ use std::{
 use harbour_tests::{
     cluster::{self, Cluster, Part},
     layers::{Entry, Layout},
-    shell,
+    shell, web,
 };
 
 const LIMIT: Duration = Duration::from_secs(30);
-
-fn free_port() -> u16 {
-    let listener = TcpListener::bind("[::1]:0").unwrap();
-    listener.local_addr().unwrap().port()
-}
 
 fn certs(cluster: &Cluster, args: &[&str], dir: &Path) -> shell::Output {
     let mut command = cluster.command(["certs"]);
@@ -62,15 +55,6 @@ fn walk(dir: &Path) -> Vec<PathBuf> {
     found
 }
 
-fn http_get(port: u16, path: &str) -> String {
-    let mut stream = std::net::TcpStream::connect(("127.0.0.1", port)).unwrap();
-    let request = format!("GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n");
-    stream.write_all(request.as_bytes()).unwrap();
-    let mut text = String::new();
-    stream.read_to_string(&mut text).unwrap();
-    text
-}
-
 #[test]
 fn parts_meet_over_tls_and_strangers_do_not() {
     let mut cluster = Cluster::empty("64MiB").unwrap();
@@ -104,7 +88,7 @@ fn parts_meet_over_tls_and_strangers_do_not() {
     );
     assert!((364..366).contains(&shown[1]["days_left"].as_i64().unwrap()));
 
-    let (port, metrics) = (free_port(), free_port());
+    let (port, metrics) = (web::free_port().unwrap(), web::free_port().unwrap());
     let tls = ca.join("hosts/alpha");
     let config = |tls: &Path, url: &str| {
         let text = format!(
@@ -213,7 +197,7 @@ fn parts_meet_over_tls_and_strangers_do_not() {
     for listing in ["status", "donors", "images", "layers"] {
         shown += &cluster.json(listing).unwrap().to_string();
     }
-    shown += &http_get(metrics, "/metrics");
+    shown += &web::get(metrics, "/metrics").unwrap();
     for part in Part::ALL {
         shown += &cluster.log(part);
         let pid = cluster.pid(part).unwrap();

@@ -19,16 +19,7 @@ pub struct Case {
 
 /// Bytes that neither compress nor repeat.
 pub fn noise(len: usize) -> Vec<u8> {
-    let mut state = 0x9E37_79B9_7F4A_7C15_u64;
-    let mut out = Vec::with_capacity(len + 8);
-    while out.len() < len {
-        state ^= state << 13;
-        state ^= state >> 7;
-        state ^= state << 17;
-        out.extend(state.wrapping_mul(0x2545_F491_4F6C_DD1D).to_le_bytes());
-    }
-    out.truncate(len);
-    out
+    harbour_tests::layers::noise(1, len)
 }
 
 fn layer(layout: &mut Layout, entries: &[Entry]) -> Result<()> {
