@@ -11,6 +11,7 @@ pub const NAMES: &[&str] = &[
     "pull.unpacked",
     "pull.index_put",
     "pull.staged",
+    "pull.layer_committed",
     "pull.committing",
     "pull.committed",
 ];

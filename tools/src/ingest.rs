@@ -1,11 +1,13 @@
 //! From a source into the pool: fetch → decode → tree → pack → place → commit.
 //!
 //! [`pull()`](pull::pull) drives it. A pull holds a lease at metad ([`lease::Pull`]); each layer
-//! that metad does not have whole is decoded on a thread of its own into a [`packer::Packer`], which
-//! stores content as it streams by; the index is written last, and one transaction at the end makes
-//! everything visible. [`refill`] goes the same way for content that the pool has lost, and what
+//! that metad does not have whole is claimed ([`together`]), and unpacked by whichever pull of the
+//! cluster holds the claim: on a thread of its own into a [`packer::Packer`], which stores content as it
+//! streams by; the layer's index is written last, and one transaction makes the layer visible. Another
+//! one at the end does the same for the image. [`refill`] goes the same way for content that the pool has lost, and what
 //! readers wait for comes onto the disk of their node first, by [`readthrough`].
 
+mod claims;
 pub mod error;
 mod home;
 pub mod index_store;
@@ -17,5 +19,6 @@ pub mod pull;
 pub mod readthrough;
 pub mod refill;
 mod reread;
+mod together;
 
 pub use error::IngestError;

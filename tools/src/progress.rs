@@ -34,6 +34,10 @@ pub trait LayerProgress: Send + Sync {
     fn indexing(&self);
     /// The layer is staged; `new_bytes` of it were new to the pool.
     fn done(&self, new_bytes: u64);
+    /// Another pull fetches it, on `host`, and has come so far; `total` is 0 when it has not said.
+    fn elsewhere(&self, host: &str, done: u64, total: u64);
+    /// Another pull has put it into the pool.
+    fn arrived(&self);
     /// It failed.
     fn failed(&self, error: &IngestError);
 }
@@ -63,6 +67,8 @@ impl LayerProgress for Silent {
     fn started(&self, _total: u64, _done: Arc<AtomicU64>) {}
     fn indexing(&self) {}
     fn done(&self, _new_bytes: u64) {}
+    fn elsewhere(&self, _host: &str, _done: u64, _total: u64) {}
+    fn arrived(&self) {}
     fn failed(&self, _error: &IngestError) {}
 }
 
@@ -72,7 +78,18 @@ struct Lines;
 struct Line {
     name: String,
     begun: Mutex<Option<(Instant, u64)>>,
+    told: Mutex<Option<Told>>,
 }
+
+/// What was said last of a layer that another pull fetches.
+struct Told {
+    at: Instant,
+    host: String,
+    total: u64,
+}
+
+/// Lines about one transfer elsewhere are not closer than this.
+const LINE_EVERY: Duration = Duration::from_secs(2);
 
 impl PullProgress for Lines {
     fn resolving(&self, what: &str) {
@@ -87,6 +104,7 @@ impl PullProgress for Lines {
         Arc::new(Line {
             name: layer.digest.short(),
             begun: Mutex::new(None),
+            told: Mutex::new(None),
         })
     }
 
@@ -111,6 +129,40 @@ impl LayerProgress for Line {
         );
     }
 
+    fn elsewhere(&self, host: &str, done: u64, total: u64) {
+        let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
+        // Another holder is news, and so are the first figures.
+        let news = told
+            .as_ref()
+            .is_none_or(|told| told.host != host || (told.total == 0 && total > 0));
+        let due = |told: &Told| total > 0 && told.at.elapsed() >= LINE_EVERY;
+        if !news && !told.as_ref().is_some_and(due) {
+            return;
+        }
+        *told = Some(Told {
+            at: Instant::now(),
+            host: host.to_owned(),
+            total,
+        });
+        match total {
+            0 => eprintln!("{}: fetched by {host}", self.name),
+            _ => eprintln!(
+                "{}: fetched by {host}, {} of {}",
+                self.name,
+                Size(done),
+                Size(total)
+            ),
+        }
+    }
+
+    fn arrived(&self) {
+        let told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
+        match told.as_ref() {
+            Some(told) => eprintln!("{}: in the pool, by {}", self.name, told.host),
+            None => eprintln!("{}: in the pool, by another pull", self.name),
+        }
+    }
+
     fn failed(&self, error: &IngestError) {
         if !matches!(error, IngestError::Cancelled) {
             eprintln!("{}: failed: {error}", self.name);
@@ -126,6 +178,8 @@ struct Bars {
 struct Bar {
     bar: ProgressBar,
     watched: Mutex<Option<Arc<AtomicU64>>>,
+    /// Host of the pull that fetches it instead of this one.
+    elsewhere: Mutex<Option<String>>,
 }
 
 impl Bars {
@@ -166,6 +220,7 @@ impl PullProgress for Bars {
         Arc::new(Bar {
             bar,
             watched: Mutex::new(None),
+            elsewhere: Mutex::new(None),
         })
     }
 
@@ -205,6 +260,35 @@ impl LayerProgress for Bar {
             .set_style(style("{prefix}  done in {elapsed}  {msg}"));
         self.bar
             .finish_with_message(format!("{} new", Size(new_bytes)));
+    }
+
+    fn elsewhere(&self, host: &str, done: u64, total: u64) {
+        let mut elsewhere = self
+            .elsewhere
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        if elsewhere.as_deref() != Some(host) {
+            *elsewhere = Some(host.to_owned());
+            self.bar.set_style(style(
+                "{prefix}  [{bar:30}] {bytes:>10} / {total_bytes:10} {bytes_per_sec:>12}  {eta:>4}  by {msg}",
+            ));
+            self.bar.set_message(host.to_owned());
+            self.bar.reset_elapsed();
+        }
+        if total > 0 {
+            self.bar.set_length(total);
+        }
+        self.bar.set_position(done);
+    }
+
+    fn arrived(&self) {
+        let elsewhere = self
+            .elsewhere
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        let by = elsewhere.clone().unwrap_or_else(|| "another pull".into());
+        self.bar.set_style(style("{prefix}  in the pool, by {msg}"));
+        self.bar.finish_with_message(by);
     }
 
     fn failed(&self, error: &IngestError) {

@@ -68,6 +68,21 @@ impl LockSession {
         self.ask(Wish::Release(v1::ReleaseLock { key })).await
     }
 
+    /// Tells those that wait for a key which this pull holds how far it has come, in bytes. Nothing
+    /// answers, and nothing is said while metad takes no more.
+    pub fn report(&mut self, key: String, done_bytes: u64, total_bytes: u64) {
+        let progress = v1::ReportProgress {
+            key,
+            done_bytes,
+            total_bytes,
+        };
+        let _full = self.requests.try_send(v1::LockRequest {
+            pull: None,
+            id: 0,
+            wish: Some(Wish::Progress(progress)),
+        });
+    }
+
     /// Keeps the pull's lease, and the session.
     ///
     /// # Errors

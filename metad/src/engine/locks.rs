@@ -43,6 +43,26 @@ pub enum Heard {
         /// The fencing token of the grant; `None` when the holder has committed.
         fence: Option<u64>,
     },
+    /// Who holds what was claimed, and how far that one has come.
+    Progress {
+        /// What was claimed.
+        key: Key,
+        /// The holder's pull.
+        pull: u64,
+        /// Host of the holder.
+        host: String,
+        /// Process of the holder.
+        pid: u32,
+        /// Bytes it has done, and all; zeros when it has not said.
+        bytes: (u64, u64),
+    },
+}
+
+/// What the holder of a key says of its work.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Progress {
+    pull: OwnerId,
+    bytes: (u64, u64),
 }
 
 /// Where a pull's locks are told. There is one of a pull at a time: the newest.
@@ -91,6 +111,13 @@ pub enum Wish {
     Renew,
     /// Give everything up, and end the session.
     Close,
+    /// Tell those in line for a key how far its holder has come.
+    Progress {
+        /// What.
+        key: Key,
+        /// Bytes done, and all.
+        bytes: (u64, u64),
+    },
 }
 
 /// The machine inside a transaction.
@@ -246,20 +273,40 @@ impl Engine {
         let heard = |ask: &Ask| state.hears(ask.session);
         let asks: Vec<Ask> = asks.into_iter().filter(heard).collect();
         let until_ms = now_ms + self.options.timing.pull_lease_ms;
-        let mut closed = Vec::new();
-        self.change_locked(&mut state, Sync::Process, None, |_, _, claims| {
-            for Ask { session, id, wish } in asks {
-                // What comes behind a farewell would be held by nobody.
-                if closed.contains(&session) {
-                    continue;
-                }
-                if matches!(wish, Wish::Close) {
-                    closed.push(session);
-                }
-                claims.answer(session, id, request(session.pull, wish, until_ms));
+        let (mut closed, mut lines, mut reports) = (Vec::new(), Vec::new(), Vec::new());
+        let mut requests = Vec::new();
+        for Ask { session, id, wish } in asks {
+            // What comes behind a farewell would be held by nobody.
+            if closed.contains(&session) {
+                continue;
             }
-            Ok(())
-        })?;
+            match &wish {
+                Wish::Close => closed.push(session),
+                Wish::Acquire {
+                    key, wait: true, ..
+                } => lines.push((session.pull, key.clone())),
+                Wish::Progress { key, bytes } => reports.push((session.pull, key.clone(), *bytes)),
+                _ => {}
+            }
+            if let Some(request) = request(session.pull, wish, until_ms) {
+                requests.push((session, id, request));
+            }
+        }
+        // Reports alone change nothing that is written down.
+        if !requests.is_empty() {
+            self.change_locked(&mut state, Sync::Process, None, |_, _, claims| {
+                for (session, id, request) in requests {
+                    claims.answer(session, id, request);
+                }
+                Ok(())
+            })?;
+        }
+        for (pull, key, bytes) in reports {
+            state.report(pull, key, bytes);
+        }
+        for (pull, key) in lines {
+            state.tell_holder(pull, &key);
+        }
         state.hang_up(&closed);
         Ok(())
     }
@@ -298,6 +345,7 @@ impl Engine {
         listed
             .map(|claim| {
                 let pull = state.pulls.get(&claim.owner);
+                let (done_bytes, total_bytes) = state.bytes_of(claim.owner, claim.key);
                 v1::Lock {
                     key: claim.key.to_string(),
                     pull: claim.owner,
@@ -308,14 +356,17 @@ impl Engine {
                     exclusive: claim.mode == Mode::Exclusive,
                     fence: claim.fence.unwrap_or(0),
                     age_ms: now_ms.saturating_sub(claim.since_ms),
+                    done_bytes,
+                    total_bytes,
                 }
             })
             .collect()
     }
 }
 
-fn request(owner: OwnerId, wish: Wish, until_ms: u64) -> Request<Key> {
-    match wish {
+/// What the machine is asked, unless the wish is none of its business.
+fn request(owner: OwnerId, wish: Wish, until_ms: u64) -> Option<Request<Key>> {
+    Some(match wish {
         Wish::Acquire { key, mode, wait } => Request::Acquire {
             owner,
             key,
@@ -325,7 +376,8 @@ fn request(owner: OwnerId, wish: Wish, until_ms: u64) -> Request<Key> {
         Wish::Release { key } => Request::Release { owner, key },
         Wish::Renew => Request::Renew { owner, until_ms },
         Wish::Close => Request::ReleaseAll { owner },
-    }
+        Wish::Progress { .. } => return None,
+    })
 }
 
 /// Writes what changed, and undoes pulls of which nobody has heard: then it gives the packs that these
@@ -404,6 +456,11 @@ impl State {
 
     fn forget_ended(&mut self, changes: &[Change<Key>]) {
         for change in changes {
+            if let Change::Delete { key, owner } = change
+                && self.progress.get(key).is_some_and(|of| of.pull == *owner)
+            {
+                self.progress.remove(key);
+            }
             let Change::Ended { owner, silent } = change else {
                 continue;
             };
@@ -417,6 +474,46 @@ impl State {
                 tracing::info!(pull = owner, what, host, pid, "pull expired");
             }
         }
+    }
+
+    /// How far the holder of a key has come, if it is this pull and has said so.
+    fn bytes_of(&self, pull: OwnerId, key: &Key) -> (u64, u64) {
+        let progress = self.progress.get(key);
+        progress
+            .filter(|progress| progress.pull == pull)
+            .map_or((0, 0), |progress| progress.bytes)
+    }
+
+    /// Takes down what a holder says of its work, and passes it on to those in line.
+    fn report(&mut self, pull: OwnerId, key: Key, bytes: (u64, u64)) {
+        if !self.locks.holders(&key).any(|holder| holder == pull) {
+            return;
+        }
+        self.progress.insert(key.clone(), Progress { pull, bytes });
+        let waiting: Vec<OwnerId> = self.locks.waiting(&key).collect();
+        for waiting in waiting {
+            self.tell_holder(waiting, &key);
+        }
+    }
+
+    /// Tells one in line for a key who holds it, unless it has much to read as it is.
+    fn tell_holder(&self, waiting: OwnerId, key: &Key) {
+        let holder = self.locks.holders(key).next();
+        let holder = holder.filter(|holder| *holder != waiting);
+        let (Some(listener), Some(pull)) = (self.listeners.get(&waiting), holder) else {
+            return;
+        };
+        if listener.send.capacity() * 2 < listener.send.max_capacity() {
+            return;
+        }
+        let of = self.pulls.get(&pull);
+        let _full = listener.send.try_send(Heard::Progress {
+            key: key.clone(),
+            pull,
+            host: of.map_or_else(String::new, |of| of.host.clone()),
+            pid: of.map_or(0, |of| of.pid),
+            bytes: self.bytes_of(pull, key),
+        });
     }
 
     /// Tells sessions. One that does not listen loses its session, and asks again in a new one.

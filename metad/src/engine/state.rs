@@ -2,7 +2,13 @@
 
 use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 
-use super::{Timing, copies::Copies, effects::Effects, locks::Listener, nodes::Budget};
+use super::{
+    Timing,
+    copies::Copies,
+    effects::Effects,
+    locks::{Listener, Progress},
+    nodes::Budget,
+};
 use crate::{
     error::{Error, Hash},
     locks::{Key, Machine},
@@ -59,6 +65,8 @@ pub(super) struct State {
     pub(super) locks: Machine<Key>,
     /// Who is told of each pull's locks.
     pub(super) listeners: HashMap<u64, Listener>,
+    /// How far holders of keys say that they have come.
+    pub(super) progress: HashMap<Key, Progress>,
     pub(super) donors: BTreeMap<u64, DonorLease>,
     pub(super) nodes: HashMap<u64, Node>,
     pub(super) copies: Copies,
@@ -93,6 +101,7 @@ impl State {
             pulls: BTreeMap::new(),
             locks: Machine::new(boot << 32),
             listeners: HashMap::new(),
+            progress: HashMap::new(),
             donors: BTreeMap::new(),
             nodes: HashMap::new(),
             copies: Copies::new(now_ms),

@@ -200,6 +200,14 @@ impl<K: Ord + Clone + Debug> Machine<K> {
             .map(|claim| claim.owner)
     }
 
+    /// Who waits for a key, in turn.
+    pub fn waiting(&self, key: &K) -> impl Iterator<Item = OwnerId> {
+        let claims = self.keys.get(key).into_iter().flatten();
+        claims
+            .skip_while(|claim| claim.fence.is_some())
+            .map(|claim| claim.owner)
+    }
+
     /// What must always be true.
     ///
     /// # Errors

@@ -255,6 +255,10 @@ fn wish_of(wish: lock_request::Wish) -> Result<Wish, Status> {
         },
         lock_request::Wish::Renew(_) => Wish::Renew,
         lock_request::Wish::Close(_) => Wish::Close,
+        lock_request::Wish::Progress(progress) => Wish::Progress {
+            key: key(&progress.key)?,
+            bytes: (progress.done_bytes, progress.total_bytes),
+        },
     })
 }
 
@@ -264,6 +268,20 @@ fn event(heard: Heard) -> v1::LockEvent {
         Heard::News { key, fence } => Event::News(v1::LockNews {
             key: key.to_string(),
             fence: fence.unwrap_or(0),
+        }),
+        Heard::Progress {
+            key,
+            pull,
+            host,
+            pid,
+            bytes: (done_bytes, total_bytes),
+        } => Event::Progress(v1::LockProgress {
+            key: key.to_string(),
+            pull,
+            host,
+            pid,
+            done_bytes,
+            total_bytes,
         }),
     };
     v1::LockEvent { event: Some(event) }

@@ -9,6 +9,7 @@ use super::Context;
 use crate::{
     cli::Listing,
     output::{self, Table},
+    size::Size,
 };
 
 /// Digits of a digest that people get to see.
@@ -22,7 +23,9 @@ pub(super) fn locks(context: &Context, args: &Listing) -> anyhow::Result<ExitCod
         output::json(&json!(locks.iter().map(lock_json).collect::<Vec<_>>()))?;
         return Ok(ExitCode::SUCCESS);
     }
-    let mut table = Table::new(&["KEY", "STATE", "MODE", "HOST", "PID", "FOR", "PULL OF"]);
+    let mut table = Table::new(&[
+        "KEY", "STATE", "MODE", "HOST", "PID", "FOR", "DONE", "PULL OF",
+    ]);
     for lock in &locks {
         table.row(vec![
             shortened(&lock.key),
@@ -31,6 +34,7 @@ pub(super) fn locks(context: &Context, args: &Listing) -> anyhow::Result<ExitCod
             lock.host.clone(),
             lock.pid.to_string(),
             age(lock),
+            done(lock),
             lock.what.clone(),
         ]);
     }
@@ -43,6 +47,8 @@ fn lock_json(lock: &v1::Lock) -> serde_json::Value {
         "key": lock.key, "state": state(lock), "mode": mode(lock),
         "fence": (lock.fence > 0).then_some(lock.fence), "age_ms": lock.age_ms,
         "pull": format!("{:x}", lock.pull), "what": lock.what, "host": lock.host, "pid": lock.pid,
+        "done_bytes": (lock.total_bytes > 0).then_some(lock.done_bytes),
+        "total_bytes": (lock.total_bytes > 0).then_some(lock.total_bytes),
     })
 }
 
@@ -55,6 +61,14 @@ fn mode(lock: &v1::Lock) -> &'static str {
         "exclusive"
     } else {
         "shared"
+    }
+}
+
+/// How far the holder has come, where it says so.
+fn done(lock: &v1::Lock) -> String {
+    match lock.total_bytes {
+        0 => "-".to_owned(),
+        total => format!("{} of {}", Size(lock.done_bytes), Size(total)),
     }
 }
 

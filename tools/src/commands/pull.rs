@@ -113,11 +113,15 @@ fn print(context: &Context, report: &PullReport) -> anyhow::Result<()> {
         tag,
     } = &report.name;
     output::say(&format!(
-        "{registry}/{repository}:{tag}  {}  {} layers ({} fetched, {}), {} unpacked, {} new in the pool, {:.2} s\n{}\n",
+        "{registry}/{repository}:{tag}  {}  {} layers ({} fetched, {}{}), {} unpacked, {} new in the pool, {:.2} s\n{}\n",
         report.manifest.short(),
         report.layers,
         report.fetched + report.refilled,
         Size(report.fetched_bytes),
+        match report.elsewhere {
+            0 => String::new(),
+            elsewhere => format!("; {elsewhere} by other pulls"),
+        },
         Size(report.unpacked_bytes),
         Size(report.stored_bytes),
         report.took.as_secs_f64(),
@@ -144,6 +148,7 @@ fn as_json(report: &PullReport) -> serde_json::Value {
         "registry": registry, "repository": repository, "tag": tag,
         "manifest": report.manifest.to_string(),
         "layers": report.layers, "fetched": report.fetched, "refilled": report.refilled,
+        "fetched_by_others": report.elsewhere,
         "fetched_bytes": report.fetched_bytes, "stored_bytes": report.stored_bytes,
         "unpacked_bytes": report.unpacked_bytes,
         "took_ms": u64::try_from(report.took.as_millis()).unwrap_or(u64::MAX),

@@ -18,9 +18,15 @@ use harbour_image::{
     reference::ImageName,
     source::{ResolvedImage, Source, SourceOptions, SourceSpec},
 };
-use harbour_metad_client::{Client, v1};
+use harbour_metad_client::{Client, Error as ClientError, v1};
 
-use super::{IngestError, index_store, layer, lease::Pull, refill};
+use super::{
+    IngestError,
+    claims::{self, Claims, Said},
+    index_store, layer,
+    lease::Pull,
+    refill, together,
+};
 use crate::{link::Link, progress::PullProgress};
 
 /// Longest manifest and config together, in bytes: one message with room for the rest of it.
@@ -53,9 +59,11 @@ pub struct PullReport {
     pub layers: usize,
     /// Of those, unpacked by this pull.
     pub fetched: usize,
+    /// Of those, unpacked by other pulls while this one waited for them.
+    pub elsewhere: usize,
     /// Of those, put back because the pool had lost some of their content.
     pub refilled: usize,
-    /// Compressed bytes of the layers that were fetched.
+    /// Compressed bytes of the layers that this pull fetched.
     pub fetched_bytes: u64,
     /// Bytes written to the pool.
     pub stored_bytes: u64,
@@ -157,12 +165,16 @@ async fn run(
         .layers
         .iter()
         .filter(|l| refilled.contains(&l.diff_id));
-    let fetched_bytes = missing.iter().chain(brought_back).map(|l| l.size).sum();
-    let fetched = missing.len();
-    for staged in fetch_all(lease, source, missing, options, progress).await? {
-        let diff_id = layer::digest(&staged.layer.diff_id)?;
-        unpacked.insert(diff_id, staged.layer.unpacked_bytes);
-        indexes.insert(diff_id, staged.index);
+    let mut fetched_bytes = brought_back.map(|l| l.size).sum();
+    let (mut fetched, mut elsewhere) = (0, 0);
+    let mut claims = Claims::open(lease).await?;
+    for layer in together::fetch(&mut claims, lease, source, missing, options, progress).await? {
+        unpacked.insert(layer.diff_id, layer.unpacked_bytes);
+        indexes.insert(layer.diff_id, layer.index);
+        match layer.fetched_bytes {
+            Some(bytes) => (fetched, fetched_bytes) = (fetched + 1, fetched_bytes + bytes),
+            None => elsewhere += 1,
+        }
     }
     lease.check()?;
     let unpacked_bytes = image
@@ -170,30 +182,20 @@ async fn run(
         .iter()
         .filter_map(|l| unpacked.get(&l.diff_id))
         .sum();
-    let name = image.name.clone();
-    let blocking = {
-        let (lease, image) = (lease.clone(), Arc::clone(image));
-        tokio::task::spawn_blocking(move || merge_and_store(&lease, &image, indexes))
-    };
-    let (index, index_packs) = join(blocking).await?;
-    let request = commit_request(
+    let one = OneImage {
         lease,
         image,
-        &name,
-        index,
-        index_packs,
-        unpacked_bytes,
         spec,
-        options.replicas,
-    );
-    lease.step("pull.committing");
-    let generation = lease.client().commit(request).await?.generation;
-    lease.step("pull.committed");
+        unpacked_bytes,
+        replicas: options.replicas,
+    };
+    let generation = one.commit(&mut claims, indexes).await?;
     Ok(PullReport {
-        name,
+        name: image.name.clone(),
         manifest: image.manifest_digest,
         layers: image.layers.len(),
         fetched,
+        elsewhere,
         refilled: refilled.len(),
         fetched_bytes,
         stored_bytes: lease.stored_bytes(),
@@ -241,7 +243,7 @@ async fn known_layers(
 }
 
 /// What metad has of these layers: whole ones, and those of which the pool has lost something.
-async fn find_layers(
+pub(super) async fn find_layers(
     lease: &Pull,
     unique: &BTreeSet<Digest>,
 ) -> Result<(HashMap<Digest, v1::Layer>, Vec<Digest>), IngestError> {
@@ -266,72 +268,128 @@ async fn find_layers(
     Ok((known, partial))
 }
 
-/// Unpacks layers, [`PullOptions::jobs`] at a time, largest first so that no long one is left alone
-/// at the end. The first failure stops the others.
-async fn fetch_all(
-    lease: &Pull,
-    source: &Arc<Source>,
-    mut missing: Vec<LayerDescriptor>,
-    options: &Arc<PullOptions>,
-    progress: &Arc<dyn PullProgress>,
-) -> Result<Vec<layer::Staged>, IngestError> {
-    let bars: HashMap<Digest, Arc<dyn crate::progress::LayerProgress>> = missing
-        .iter()
-        .map(|descriptor| (descriptor.diff_id, progress.layer(descriptor)))
-        .collect();
-    missing.sort_by_key(|descriptor| std::cmp::Reverse(descriptor.size));
-    let stored = super::packer::Stored::default();
-    let mut queue = missing.into_iter();
-    let mut tasks = tokio::task::JoinSet::new();
-    let mut done = Vec::new();
-    let mut first_error = None;
-    loop {
-        while tasks.len() < options.jobs.max(1) && first_error.is_none() {
-            let Some(descriptor) = queue.next() else {
-                break;
-            };
-            let bar = bars.get(&descriptor.diff_id).cloned();
-            let (lease, source, options, stored) = (
-                lease.clone(),
-                Arc::clone(source),
-                Arc::clone(options),
-                Arc::clone(&stored),
-            );
-            tasks.spawn_blocking(move || {
-                let bar = bar.ok_or_else(|| IngestError::Bug("a layer without a bar".into()))?;
-                let outcome = layer::ingest(
-                    &lease,
-                    &source,
-                    &descriptor,
-                    &options.limits,
-                    stored,
-                    bar.as_ref(),
-                );
-                if let Err(error) = &outcome {
-                    bar.failed(error);
-                }
-                outcome
-            });
-        }
-        match tasks.join_next().await {
-            None => break,
-            Some(Ok(Ok(staged))) => done.push(staged),
-            Some(Ok(Err(error))) => {
-                lease.stop();
-                // What the others say after being stopped is not the reason.
-                if first_error.is_none() {
-                    first_error = Some(error);
-                }
+/// An image whose layers are all in the pool, on its way into the catalogue.
+struct OneImage<'a> {
+    lease: &'a Pull,
+    image: &'a Arc<ResolvedImage>,
+    spec: &'a SourceSpec,
+    unpacked_bytes: u64,
+    replicas: u32,
+}
+
+impl OneImage<'_> {
+    /// Merges and commits the image, unless another pull does: then only the name is given. Tells the
+    /// generation of the catalogue that has it.
+    async fn commit(
+        &self,
+        claims: &mut Claims,
+        indexes: HashMap<Digest, Arc<[u8]>>,
+    ) -> Result<u64, IngestError> {
+        let key = claims::image_key(&self.image.manifest_digest);
+        let fence = loop {
+            claims.claim(key.clone()).await?;
+            let fence = self.turn(claims, &key).await?;
+            if let Some(generation) = self.commit_name().await? {
+                return Ok(generation);
             }
-            Some(Err(error)) => {
-                lease.stop();
-                first_error.get_or_insert(IngestError::Bug(error.to_string()));
+            // One that was committed and removed again while this pull waited is its own to commit.
+            if let Some(fence) = fence {
+                break fence;
+            }
+        };
+        let blocking = {
+            let (lease, image) = (self.lease.clone(), Arc::clone(self.image));
+            tokio::task::spawn_blocking(move || merge_and_store(&lease, &image, indexes))
+        };
+        let (index, index_packs) = claims.during(join(blocking)).await?;
+        let request = self.request(index, index_packs, fence);
+        self.lease.step("pull.committing");
+        let generation = self.lease.client().commit(request).await?.generation;
+        self.lease.step("pull.committed");
+        Ok(generation)
+    }
+
+    /// Waits until the image is this pull's to commit, and gives the fencing token; `None` when another
+    /// pull has committed it.
+    async fn turn(&self, claims: &mut Claims, wanted: &str) -> Result<Option<u64>, IngestError> {
+        let mut tick = tokio::time::interval(claims::TICK);
+        loop {
+            tokio::select! {
+                said = claims.next() => match said? {
+                    Said::Held { key, fence } if key == wanted => return Ok(Some(fence)),
+                    Said::Committed { key } if key == wanted => return Ok(None),
+                    _ => {}
+                },
+                _ = tick.tick() => claims.tick().await?,
             }
         }
     }
-    match first_error {
-        Some(error) => Err(error),
-        None => Ok(done),
+
+    /// Gives the name to the image, when it is there already.
+    async fn commit_name(&self) -> Result<Option<u64>, IngestError> {
+        let name = &self.image.name;
+        let request = v1::CommitNameRequest {
+            pull: Some(self.lease.reference()),
+            registry: name.registry.clone(),
+            repository: name.repository.clone(),
+            tag: name.tag.clone(),
+            manifest: self.image.manifest_digest.as_bytes().to_vec(),
+            source: self.spec.to_string(),
+            replicas: self.replicas,
+        };
+        match self.lease.client().commit_name(request).await {
+            Ok(reply) => Ok(Some(reply.generation)),
+            Err(ClientError::NotFound { .. }) => Ok(None),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    fn request(
+        &self,
+        index: v1::IndexRef,
+        index_packs: Vec<index::PackRef>,
+        fence: u64,
+    ) -> v1::CommitRequest {
+        let image = self.image;
+        let name = &image.name;
+        v1::CommitRequest {
+            pull: Some(self.lease.reference()),
+            image: Some(v1::Image {
+                registry: name.registry.clone(),
+                repository: name.repository.clone(),
+                tag: name.tag.clone(),
+                manifest: image.manifest_digest.as_bytes().to_vec(),
+                config: image.config_digest.as_bytes().to_vec(),
+                diff_ids: image
+                    .layers
+                    .iter()
+                    .map(|l| l.diff_id.as_bytes().to_vec())
+                    .collect(),
+                number: 0,
+                index: Some(index),
+                unpacked_bytes: self.unpacked_bytes,
+                committed_unix_ms: 0,
+                platform: image.config.platform.to_string(),
+                source: self.spec.to_string(),
+                replicas: self.replicas,
+            }),
+            manifest: Some(v1::Document {
+                content: image.manifest.clone(),
+                media_type: image.media_type.clone(),
+            }),
+            config: Some(v1::Document {
+                content: image.raw_config.clone(),
+                media_type: "application/vnd.oci.image.config.v1+json".into(),
+            }),
+            index_packs: index_packs
+                .iter()
+                .map(|pack| v1::PackWanted {
+                    pack: pack.id.0.to_vec(),
+                    len: pack.len,
+                })
+                .collect(),
+            fence,
+        }
     }
 }
 
@@ -365,57 +423,6 @@ fn merge_and_store(
         })?;
     drop((tree, placement));
     index_store::store(lease, written.digest, written.len, &written.bytes.into())
-}
-
-#[allow(clippy::too_many_arguments)]
-fn commit_request(
-    lease: &Pull,
-    image: &ResolvedImage,
-    name: &ImageName,
-    index: v1::IndexRef,
-    index_packs: Vec<index::PackRef>,
-    unpacked_bytes: u64,
-    spec: &SourceSpec,
-    replicas: u32,
-) -> v1::CommitRequest {
-    v1::CommitRequest {
-        pull: Some(lease.reference()),
-        image: Some(v1::Image {
-            registry: name.registry.clone(),
-            repository: name.repository.clone(),
-            tag: name.tag.clone(),
-            manifest: image.manifest_digest.as_bytes().to_vec(),
-            config: image.config_digest.as_bytes().to_vec(),
-            diff_ids: image
-                .layers
-                .iter()
-                .map(|l| l.diff_id.as_bytes().to_vec())
-                .collect(),
-            number: 0,
-            index: Some(index),
-            unpacked_bytes,
-            committed_unix_ms: 0,
-            platform: image.config.platform.to_string(),
-            source: spec.to_string(),
-            replicas,
-        }),
-        manifest: Some(v1::Document {
-            content: image.manifest.clone(),
-            media_type: image.media_type.clone(),
-        }),
-        config: Some(v1::Document {
-            content: image.raw_config.clone(),
-            media_type: "application/vnd.oci.image.config.v1+json".into(),
-        }),
-        index_packs: index_packs
-            .iter()
-            .map(|pack| v1::PackWanted {
-                pack: pack.id.0.to_vec(),
-                len: pack.len,
-            })
-            .collect(),
-        fence: 0,
-    }
 }
 
 /// The result of a blocking task; a panic in it is an internal error, not ours to repeat.
