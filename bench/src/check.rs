@@ -7,9 +7,10 @@ use anyhow::Context as _;
 use crate::{
     command, giveback,
     ingest::HARBOUR,
-    link, open, rdma,
+    link, locks, open, rdma,
     report::{Report, markdown},
     targets::{DIRS, EXT4, SQUASHFUSE, TMPFS, UNREAD, VIEW},
+    together,
     verify::{UNVERIFIED, VERIFIED},
 };
 
@@ -22,6 +23,8 @@ enum Bound {
     Time(&'static str, f64),
     /// At most this, in the series' unit.
     AtMost(f64),
+    /// At least this, in the series' unit.
+    AtLeast(f64),
     /// At most this many times the same target's median at another work.
     Growth(&'static str, f64),
 }
@@ -154,6 +157,26 @@ const THRESHOLDS: &[Threshold] = &[
         giveback::DONOR,
         Bound::AtMost(200.0),
     ),
+    of("locks", locks::PAIRS, locks::METAD, Bound::AtLeast(10.0)),
+    of("locks", locks::GRANT, locks::METAD, Bound::AtMost(20.0)),
+    of(
+        "locks",
+        locks::READ,
+        locks::BUSY,
+        Bound::Time(locks::IDLE, 1.2),
+    ),
+    of(
+        "together",
+        "time, 20 hosts",
+        together::OURS,
+        Bound::Growth("time, 1 host", 1.25),
+    ),
+    of(
+        "together",
+        "bytes, 20 hosts",
+        together::OURS,
+        Bound::Growth("bytes, 1 host", 1.02),
+    ),
     of("open", "open size-1m", open::LS, Bound::AtMost(10.0)),
     of("open", "open size-5m", open::LS, Bound::AtMost(10.0)),
     of("open", "open size-130m", open::LS, Bound::AtMost(10.0)),
@@ -263,7 +286,7 @@ fn judge(threshold: &Threshold, reports: &[Report]) -> Verdict {
         .find_map(|report| found(threshold, report))
         .filter(|value| value.is_finite());
     let met = found.is_some_and(|value| match threshold.bound {
-        Bound::Speed(_, least) => value >= least,
+        Bound::Speed(_, least) | Bound::AtLeast(least) => value >= least,
         Bound::Time(_, most) | Bound::AtMost(most) | Bound::Growth(_, most) => value <= most,
     });
     Verdict {
@@ -279,7 +302,7 @@ fn found(threshold: &Threshold, report: &Report) -> Option<f64> {
     match threshold.bound {
         Bound::Speed(base, _) => Some(series.speed_beside(beside(base)?)),
         Bound::Time(base, _) => Some(1.0 / series.speed_beside(beside(base)?)),
-        Bound::AtMost(_) => Some(series.median),
+        Bound::AtMost(_) | Bound::AtLeast(_) => Some(series.median),
         Bound::Growth(workload, _) => Some(
             series.median
                 / report
@@ -305,6 +328,7 @@ impl Threshold {
                     }
                 )
             }
+            Bound::AtLeast(least) => format!("at least {least} thousand a second"),
             Bound::Growth(workload, most) => format!("at most {most} times its own {workload:?}"),
         };
         let work = format!("{} {}", self.workload, self.mode).trim().to_owned();

@@ -13,6 +13,7 @@ mod giveback;
 mod harbour;
 mod ingest;
 mod link;
+mod locks;
 mod machine;
 mod memory;
 mod mounts;
@@ -21,6 +22,7 @@ mod rdma;
 mod report;
 mod sandbox;
 mod targets;
+mod together;
 mod unread;
 mod verify;
 mod workloads;
@@ -54,6 +56,10 @@ enum Command {
     Link(Common),
     /// Time until a donor under pressure has given memory back, while it is read
     Giveback(Common),
+    /// Hosts that pull one image at the same moment, beside as many independent copies
+    Together(Common),
+    /// A thousand clients of metad's locks, and what readers of its catalogue notice
+    Locks(Common),
     /// The verbs transport beside perftest, from what tests/rdma/run measured in its guest
     Rdma(rdma::Options),
     /// The other end of `link`
@@ -133,6 +139,8 @@ fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::FarSide => link::far::run().map(|()| ExitCode::SUCCESS),
         Command::Link(o) => inside(&o, |place| link::run(&o, place)),
         Command::Giveback(o) => inside(&o, |place| giveback::run(&o, place)),
+        Command::Together(o) => inside(&o, |place| together::run(&o, place)),
+        Command::Locks(o) => inside(&o, |place| locks::run(&o, place)),
         Command::Open(o) => inside(&o, |place| open::run(&o, place)),
     }
 }

@@ -126,6 +126,19 @@ impl Reference {
         self.digest
     }
 
+    /// The same repository's image of another tag, and of no digest.
+    ///
+    /// # Errors
+    /// [`ReferenceError::Tag`].
+    pub fn with_tag(&self, tag: &str) -> Result<Self, ReferenceError> {
+        check_tag(tag)?;
+        Ok(Self {
+            tag: Some(tag.to_owned()),
+            digest: None,
+            ..self.clone()
+        })
+    }
+
     /// What registries are asked for: the digest if there is one, else the tag.
     pub fn manifest_name(&self) -> String {
         match (&self.digest, &self.tag) {

@@ -57,7 +57,7 @@ use self::{
     local::{Store, docker::DockerArchive, oci::OciLayout},
     registry::Registry,
 };
-use crate::manifest::LayerDescriptor;
+use crate::{manifest::LayerDescriptor, reference::Reference};
 
 /// An open source. Cheap to clone; one serves any number of transfers at a time.
 #[derive(Clone, Debug)]
@@ -114,6 +114,23 @@ impl Source {
     /// What it was opened from; its text opens it again.
     pub fn spec(&self) -> &SourceSpec {
         &self.spec
+    }
+
+    /// All tags of the source's repository, in the order of their bytes: older registries give them in
+    /// none.
+    ///
+    /// # Errors
+    /// [`SourceError::Spec`] when the source is no registry, else what asking gave.
+    pub async fn tags(&self) -> Result<Vec<Reference>, SourceError> {
+        let (Inner::Registry(registry), SourceSpec::Registry(reference)) =
+            (&*self.inner, &self.spec)
+        else {
+            return Err(SourceError::Spec {
+                text: self.spec.to_string(),
+                reason: "only repositories of registries have a list of tags".to_owned(),
+            });
+        };
+        registry.tags(reference).await
     }
 
     /// Starts to fetch a layer's blob. Failures, also of the first request, come from the reader.

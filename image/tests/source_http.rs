@@ -14,6 +14,8 @@ mod blobs;
 mod manifests;
 #[path = "source_http/mirrors.rs"]
 mod mirrors;
+#[path = "source_http/tags.rs"]
+mod tags;
 
 use std::{error::Error, io::Read, time::Duration};
 

@@ -20,6 +20,8 @@
 mod key;
 mod machine;
 #[cfg(test)]
+mod model;
+#[cfg(test)]
 mod tests;
 
 pub use key::{Key, KeyError};

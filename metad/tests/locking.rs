@@ -20,11 +20,21 @@ fn layer(number: u32) -> String {
     format!("layer:{digits}")
 }
 
-async fn next(session: &mut LockSession) -> Event {
+async fn any(session: &mut LockSession) -> Event {
     tokio::time::timeout(LONG, session.next())
         .await
         .expect("nothing came")
         .unwrap()
+}
+
+/// What comes next, other than how far a holder is.
+async fn next(session: &mut LockSession) -> Event {
+    loop {
+        match any(session).await {
+            Event::Progress(_) => {}
+            other => return other,
+        }
+    }
 }
 
 /// The reply to the only question that is open.
@@ -81,6 +91,45 @@ async fn a_lock_goes_from_one_client_to_the_next() {
     let id = waiter.release(layer(1)).await.unwrap();
     assert_eq!(reply(&mut waiter, id).await.outcome(), LockOutcome::Done);
     assert!(one.list_locks().await.unwrap().is_empty());
+    daemon.stop().await;
+}
+
+/// Who waits is told who holds it and how far that one is; what anyone else says of it is passed over.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_holder_is_watched_by_those_in_line() {
+    let daemon = Daemon::start(|_| {}).await;
+    let client = daemon.client().await;
+    let (first, second) = (begin_of(&client, "a").await, begin_of(&client, "b").await);
+    let mut holder = client.lock_session(first).await.unwrap();
+    let mut waiter = client.lock_session(second).await.unwrap();
+    acquire(&mut holder, layer(1), true).await;
+    let waiting = acquire(&mut waiter, layer(1), true).await;
+    assert_eq!(waiting.outcome(), LockOutcome::Waiting);
+    let progress = |event: Event| match event {
+        Event::Progress(of) => {
+            assert_eq!((&of.key, of.pull), (&layer(1), first.pull));
+            (of.done_bytes, of.total_bytes)
+        }
+        other => panic!("{other:?}"),
+    };
+    assert_eq!(progress(any(&mut waiter).await), (0, 0));
+    waiter.report(layer(1), 7, 8);
+    holder.report(layer(1), 3, 8);
+    assert_eq!(progress(any(&mut waiter).await), (3, 8));
+    let listed = client.list_locks().await.unwrap();
+    let seen: Vec<_> = listed
+        .iter()
+        .map(|l| (&*l.what, l.done_bytes, l.total_bytes))
+        .collect();
+    assert_eq!(seen, [("a", 3, 8), ("b", 0, 0)]);
+    // What the one before said is not said of its successor.
+    client.abort(first).await.unwrap();
+    assert!(matches!(any(&mut waiter).await, Event::News(news) if news.fence > 0));
+    let listed = client.list_locks().await.unwrap();
+    assert_eq!((&*listed[0].what, listed[0].total_bytes), ("b", 0));
+    waiter.report("no key".into(), 1, 2);
+    let over = tokio::time::timeout(LONG, waiter.next()).await.unwrap();
+    assert!(over.unwrap_err().to_string().contains("is no key"));
     daemon.stop().await;
 }
 

@@ -44,6 +44,10 @@ pub enum Command {
     /// Stop what `up` started
     Down(Down),
     /// Fetch an image and unpack it into the pool
+    ///
+    /// Pulls of one cluster share the work: each claims the layers that are missing, one after the other,
+    /// and leaves to others what they hold already, showing how far they are. Each layer leaves the
+    /// registry once, and the next in line takes over from a host that dies. Ctrl-C hands over at once.
     Pull(Pull),
     /// List images
     Images(Listing),
@@ -69,6 +73,10 @@ pub enum Command {
     /// List donors
     Donors(Listing),
     /// List locks that pulls hold or wait for at metad
+    ///
+    /// Who holds a layer fetches and unpacks it for the whole cluster; who waits has it the moment that
+    /// the holder commits, or takes over when the holder ends without. Who holds an image merges its
+    /// layers and commits it. DONE is how far the holder says that it has come.
     Locks(Listing),
     /// Run the metadata daemon
     Metad(MetadArgs),
@@ -147,6 +155,12 @@ pub struct Pull {
     /// Images to fetch
     #[arg(required = true, value_name = "IMAGE")]
     pub images: Vec<String>,
+    /// Every tag of these repositories, which are then given without tag or digest
+    ///
+    /// What cannot be pulled (a signature beside an image, say) is passed over with an error; the exit
+    /// code tells.
+    #[arg(long, short = 'a')]
+    pub all_tags: bool,
     /// Accept plain HTTP and unknown certificates from the registry
     #[arg(long)]
     pub insecure: bool,

@@ -11,6 +11,7 @@ mod download;
 mod endpoint;
 mod http;
 mod retry;
+mod tags;
 
 use reqwest::header;
 use tokio::time::{sleep, timeout};
@@ -45,6 +46,8 @@ pub(crate) struct Fetched {
     pub(crate) bytes: Vec<u8>,
     pub(crate) content_type: Option<String>,
     pub(crate) digest: Digest,
+    /// A page of a list, and more follow.
+    pub(crate) more: bool,
 }
 
 /// A small document of the registry.
@@ -52,6 +55,7 @@ pub(crate) struct Fetched {
 enum Document {
     Manifest,
     Blob,
+    Tags,
 }
 
 impl Registry {
@@ -143,8 +147,13 @@ impl Registry {
         let (kind, what, accept) = match document {
             Document::Manifest => ("manifests", "manifest", media::MANIFEST_ACCEPT),
             Document::Blob => ("blobs", "blob", "*/*"),
+            Document::Tags => ("tags", "list of tags", "application/json"),
         };
-        let (path, what) = (format!("{kind}/{name}"), format!("{what} {name}"));
+        let path = format!("{kind}/{name}");
+        let what = match document {
+            Document::Manifest | Document::Blob => format!("{what} {name}"),
+            Document::Tags => what.to_owned(),
+        };
         let Reply { response, url } = endpoint
             .get(&Get {
                 path: &path,
@@ -160,6 +169,7 @@ impl Registry {
                 .and_then(|value| value.to_str().ok())
         };
         let content_type = text(header::CONTENT_TYPE.as_str()).map(str::to_owned);
+        let more = text(header::LINK.as_str()).is_some_and(|link| link.contains("rel=\"next\""));
         // Only manifests have it by the specification; an algorithm that we do not use says nothing.
         let served = text("docker-content-digest").and_then(|digest| digest.parse::<Digest>().ok());
         let after = self.deadlines.request;
@@ -177,6 +187,7 @@ impl Registry {
                 bytes,
                 content_type,
                 digest: got,
+                more,
             }),
             Some(want) => {
                 let what = format!("{what} from {}", public_url(&url));

@@ -124,6 +124,7 @@ impl Source {
                     digest: Digest::of(&bytes),
                     bytes,
                     content_type,
+                    more: false,
                 };
                 let manifest = self.parse(&fetched)?;
                 let name = local_name(file, archive.name.as_deref().or(image.as_deref()));
@@ -171,6 +172,7 @@ impl Source {
                     bytes,
                     content_type: None,
                     digest: entry.digest,
+                    more: false,
                 }
             }
         };

@@ -77,8 +77,8 @@ fn an_exclusive_holder_is_alone_and_others_are_served_in_turn() {
     );
     assert_eq!(ask(&mut machine, C, Mode::Exclusive), Reply::OtherMode);
     assert_eq!(give_up(&mut machine, A, 1), [B, C], "both readers at once");
-    assert_eq!(give_up(&mut machine, A, 1), [], "given up before");
-    assert_eq!(give_up(&mut machine, B, 2), []);
+    assert!(give_up(&mut machine, A, 1).is_empty(), "given up before");
+    assert!(give_up(&mut machine, B, 2).is_empty());
     assert_eq!(give_up(&mut machine, C, 3), [D]);
 }
 
@@ -282,7 +282,7 @@ fn who_does_not_want_to_wait_is_told_so_and_claims_nothing() {
     };
     let outcome = machine.apply(request, 0);
     assert_eq!((outcome.reply, outcome.changes), (Reply::Busy, Vec::new()));
-    assert_eq!(give_up(&mut machine, A, 0), []);
+    assert!(give_up(&mut machine, A, 0).is_empty());
     assert_eq!(machine.list().count(), 0);
 }
 

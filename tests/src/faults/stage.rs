@@ -155,9 +155,6 @@ impl Stage {
             self.start_donor(fault.host)?;
         }
         self.hosts.wait_donors(DONORS)?;
-        if self.replicas()?["packs_lost"] != 0 {
-            self.hosts.pull(NODE, &self.reference)?;
-        }
         self.wait_whole()
     }
 
@@ -196,6 +193,11 @@ impl Stage {
             now = self.replicas()?;
             let wanted = now["wanted"].as_u64() > Some(0);
             let quiet = now["copies_running"] == 0 && now["rebalancing"] == false;
+            // What nobody reads stays lost until it is pulled again; what a donor had that was started
+            // anew is known to be lost only when that one has registered.
+            if now["packs_lost"] != 0 {
+                self.hosts.pull(NODE, &self.reference)?;
+            }
             Ok((wanted && quiet && now["missing"] == 0).then_some(()))
         });
         whole.with_context(|| format!("{now}\n{}", self.hosts.logs()))

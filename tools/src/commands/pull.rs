@@ -3,7 +3,10 @@
 use std::{process::ExitCode, sync::Arc, time::Duration};
 
 use anyhow::Context as _;
-use harbour_image::{reference::ImageName, source::SourceSpec};
+use harbour_image::{
+    reference::ImageName,
+    source::{Source, SourceSpec},
+};
 use harbour_pool::transport::Access;
 use serde_json::json;
 
@@ -13,7 +16,7 @@ use crate::{
     ingest::{
         IngestError,
         options::options,
-        pull::{PullReport, pull},
+        pull::{PullOptions, PullReport, is_stopped, pull},
     },
     link::Link,
     output, progress,
@@ -36,20 +39,22 @@ pub(super) fn run(context: &Context, args: cli::Pull) -> anyhow::Result<ExitCode
         let section = &context.file.pull;
         let ways = context.ways(section.transport, section.rdma_device.as_ref())?;
         let link = Arc::new(Link::new(Access::ReadWrite, &ways));
-        let mut reports = Vec::new();
+        let mut specs = Vec::new();
         for image in &args.images {
-            let spec = SourceSpec::parse(image).map_err(|error| {
-                failure::failure(
-                    failure::Code::Usage,
-                    error.to_string(),
-                    "see: harbour pull --help",
-                )
-            })?;
+            if args.all_tags {
+                specs.extend(all_tags(image, &options, &stop).await?);
+            } else {
+                specs.push(SourceSpec::parse(image).map_err(|error| usage(&error.to_string()))?);
+            }
+        }
+        let mut reports = Vec::new();
+        let mut failed = None;
+        for spec in &specs {
             let display = progress::display(args.progress);
             let pulling = pull(
                 client.clone(),
                 Arc::clone(&link),
-                &spec,
+                spec,
                 &options,
                 display,
                 stop.flag(),
@@ -62,22 +67,78 @@ pub(super) fn run(context: &Context, args: cli::Pull) -> anyhow::Result<ExitCode
                     Err(IngestError::Cancelled)
                 }
             };
-            let report = report.with_context(|| format!("cannot pull {image}"))?;
+            let report = match report.with_context(|| format!("cannot pull {spec}")) {
+                Ok(report) => report,
+                Err(error) if args.all_tags && !is_stopped(&stop.flag()) => {
+                    let text = output::printable(&format!("{error:#}"));
+                    eprintln!("harbour: {text}");
+                    failed.get_or_insert(error);
+                    continue;
+                }
+                Err(error) => return Err(error),
+            };
             wait_for_mount(context, report.generation).await;
             if !args.json {
                 print(context, &report)?;
             }
             reports.push(as_json(&report));
         }
-        anyhow::Ok(reports)
+        anyhow::Ok((reports, failed, specs.len()))
     });
     // Transfers that were cut off sit in blocking reads for a moment: they are not waited for.
     runtime.shutdown_timeout(Duration::from_millis(200));
-    let reports = outcome?;
+    let (reports, failed, wanted) = outcome?;
     if args.json {
         output::json(&json!(reports))?;
     }
-    Ok(ExitCode::SUCCESS)
+    match failed {
+        None => Ok(ExitCode::SUCCESS),
+        Some(first) => {
+            let bad = wanted - reports.len();
+            Err(first.context(format!(
+                "{bad} of {wanted} tags could not be pulled; the first"
+            )))
+        }
+    }
+}
+
+fn usage(text: &str) -> anyhow::Error {
+    failure::failure(
+        failure::Code::Usage,
+        text.to_owned(),
+        "see: harbour pull --help",
+    )
+}
+
+/// The images of a repository's tags.
+async fn all_tags(
+    repository: &str,
+    options: &PullOptions,
+    stop: &Stop,
+) -> anyhow::Result<Vec<SourceSpec>> {
+    let spec = SourceSpec::parse(repository).map_err(|error| usage(&error.to_string()))?;
+    if !matches!(spec, SourceSpec::Registry(_)) {
+        let text = format!("{spec}: only repositories of registries have a list of tags");
+        return Err(usage(&text));
+    }
+    let last = repository.rsplit('/').next().unwrap_or(repository);
+    if last.contains([':', '@']) {
+        return Err(usage(&format!(
+            "{repository:?} has a tag or digest beside --all-tags"
+        )));
+    }
+    let listing = async {
+        let source = Source::open(&spec, &options.source).await?;
+        source.tags().await
+    };
+    let tags = tokio::select! {
+        tags = listing => tags.map_err(|source| IngestError::Source {
+            what: format!("the tags of {repository}"),
+            source,
+        })?,
+        () = stop.wait() => return Err(IngestError::Cancelled.into()),
+    };
+    Ok(tags.into_iter().map(SourceSpec::Registry).collect())
 }
 
 /// Waits until the mount of this host, if there is one, shows what was committed: whoever lists it

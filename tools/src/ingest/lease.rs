@@ -37,7 +37,10 @@ struct Inner {
     link: Arc<Link>,
     handle: Handle,
     pull: v1::PullRef,
+    /// The caller wants it to end.
     stopped: Arc<AtomicBool>,
+    /// A part of it has failed.
+    failed: AtomicBool,
     lost: Arc<AtomicBool>,
     failpoints: Failpoints,
     stored_bytes: AtomicU64,
@@ -90,6 +93,7 @@ impl Pull {
                 handle: Handle::current(),
                 pull,
                 stopped,
+                failed: AtomicBool::new(false),
                 lost,
                 failpoints,
                 stored_bytes: AtomicU64::new(0),
@@ -147,7 +151,8 @@ impl Pull {
 
     /// An error when the pull should not go on.
     pub fn check(&self) -> Result<(), IngestError> {
-        if self.inner.stopped.load(Ordering::Relaxed) {
+        let inner = &self.inner;
+        if inner.stopped.load(Ordering::Relaxed) || inner.failed.load(Ordering::Relaxed) {
             return Err(IngestError::Cancelled);
         }
         if self.inner.lost.load(Ordering::Relaxed) {
@@ -156,9 +161,9 @@ impl Pull {
         Ok(())
     }
 
-    /// Makes all work under this lease end soon.
+    /// Makes all work under this lease end soon, and nothing else of the caller's.
     pub fn stop(&self) {
-        self.inner.stopped.store(true, Ordering::Relaxed);
+        self.inner.failed.store(true, Ordering::Relaxed);
     }
 
     /// Where the pool has these objects, in order; at most 8192.

@@ -34,10 +34,16 @@ impl Puller {
     fn wish(&mut self, world: &World, wish: Wish) -> Reply {
         let (session, id) = (self.session, 1);
         world.engine.claim(vec![Ask { session, id, wish }]).unwrap();
-        match self.heard.try_recv() {
+        let reply = match self.heard.try_recv() {
             Ok(Heard::Reply { id: 1, reply }) => reply,
             other => panic!("{other:?}"),
+        };
+        // Who waits hears for whom.
+        if matches!(reply, Reply::Waiting { .. }) {
+            let holder = self.heard.try_recv();
+            assert!(matches!(holder, Ok(Heard::Progress { .. })), "{holder:?}");
         }
+        reply
     }
 
     fn take(&mut self, world: &World, key: Key) -> Reply {

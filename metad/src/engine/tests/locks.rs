@@ -49,9 +49,12 @@ impl Puller {
         self.ask(id, Wish::Acquire { key, mode, wait })
     }
 
-    /// All that it heard since it was asked last.
+    /// All that it heard since it was asked last, other than how far holders are.
     fn news(&mut self) -> Vec<Heard> {
-        std::iter::from_fn(|| self.heard.try_recv().ok()).collect()
+        let heard = std::iter::from_fn(|| self.heard.try_recv().ok());
+        heard
+            .filter(|heard| !matches!(heard, Heard::Progress { .. }))
+            .collect()
     }
 
     /// The token of the grant that it heard of, and nothing else.
