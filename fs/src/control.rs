@@ -31,7 +31,7 @@ use std::{collections::HashMap, sync::Arc};
 
 use harbour_image::{digest::Digest, tree::Time};
 
-pub use self::changes::Changes;
+pub use self::{build::image_path, changes::Changes};
 use crate::inode::{Node, Part};
 
 /// One state of the directories.

@@ -31,7 +31,7 @@ pub mod why;
 pub use crate::{
     attr::Attr,
     config::Config,
-    control::Changes,
+    control::{Changes, image_path},
     error::{Error, Result},
     inode::Node,
     ops::Fs,

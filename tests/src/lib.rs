@@ -13,6 +13,7 @@ pub mod hosts;
 pub mod layers;
 pub mod mounts;
 pub mod overlay;
+pub mod pulling;
 pub mod registry;
 pub mod shell;
 pub mod tree;

@@ -215,16 +215,50 @@ fn the_puller_dies_at_any_moment() {
     no_space_is_lost(&cluster, "pulls that were killed");
 }
 
-/// What a client does so that metad comes past a failpoint.
-fn provoke(cluster: &mut Cluster, point: &str, image: &Image) {
+/// Pulls, and starts metad again as soon as it dies meanwhile; tells whether it did.
+fn pull_past_a_death(cluster: &mut Cluster, reference: &str) -> (shell::Output, bool) {
+    let command = cluster.command(["pull", reference]);
+    let pull = std::thread::spawn(move || {
+        let mut command = command;
+        shell::run(&mut command, PULL_LIMIT)
+    });
+    let mut died = false;
+    while !pull.is_finished() {
+        if !died && cluster.ended(Part::Metad).unwrap() {
+            died = true;
+            cluster.start_part(Part::Metad, None).unwrap();
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    let output = pull.join().unwrap();
+    (
+        output.unwrap_or_else(|e| panic!("{e:#}\n{}", cluster.logs())),
+        died,
+    )
+}
+
+/// What a client does so that metad comes past a failpoint; tells whether metad died and stands again.
+fn provoke(cluster: &mut Cluster, point: &str, image: &Image) -> bool {
     let pull =
         |cluster: &Cluster, image: &Image| drop(pull_with(cluster, &image.reference(), None));
     match point.split('.').next().unwrap() {
-        "begin" | "reserve" | "put_index" | "stage_layer" | "commit" => pull(cluster, image),
+        "begin" => pull(cluster, image),
+        // A pull does not end with the metad that it began at.
+        "reserve" | "put_index" | "stage_layer" | "commit" => {
+            let (output, died) = pull_past_a_death(cluster, &image.reference());
+            assert!(
+                output.status.success(),
+                "{point}: {}\n{}",
+                output.stderr,
+                cluster.logs()
+            );
+            return died;
+        }
         "evict" => {
             for n in 0..14 {
-                if !cluster.ended(Part::Metad).unwrap() {
-                    pull(cluster, &Image::new(cluster, image.seed + 1000 + n));
+                let image = Image::new(cluster, image.seed + 1000 + n);
+                if pull_past_a_death(cluster, &image.reference()).1 {
+                    return true;
                 }
             }
         }
@@ -253,10 +287,11 @@ fn provoke(cluster: &mut Cluster, point: &str, image: &Image) {
         "commit_refill" => {
             pull(cluster, image);
             cluster.replace_donor().unwrap();
-            pull(cluster, image);
+            return pull_past_a_death(cluster, &image.reference()).1;
         }
         other => panic!("no way is known to bring metad past {other:?}: write one here"),
     }
+    false
 }
 
 /// Walks through the failpoints of these names: metad dies at each, and comes back without.
@@ -275,9 +310,9 @@ fn metad_dies(lend: &str, points: impl Fn(&str) -> bool) {
             .unwrap();
         cluster.wait_ready().unwrap();
         let image = Image::new(&cluster, 200 + 20 * n as u64);
-        provoke(&mut cluster, point, &image);
+        let died = provoke(&mut cluster, point, &image);
         let died = shell::until("metad dies", Duration::from_secs(40), || {
-            Ok(cluster.ended(Part::Metad)?.then_some(()))
+            Ok((died || cluster.ended(Part::Metad)?).then_some(()))
         });
         if died.is_err() {
             complaints.push(format!("{point} was never reached"));

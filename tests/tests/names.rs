@@ -110,6 +110,37 @@ fn a_tag_that_moved_brings_only_what_is_new() {
     scene.cluster.harbour(["audit"]).unwrap();
 }
 
+/// Names that an image's own directory has stand with a colon behind them, and are told so.
+#[test]
+fn a_repository_called_layers() {
+    let scene = {
+        let mut scene = Scene::new();
+        scene.push("rootfs", &[1]);
+        scene
+    };
+    let (from, to) = (
+        format!("docker://{}:rootfs", scene.repository()),
+        format!("docker://{}/team/layers:rootfs", scene.registry.host()),
+    );
+    let plain = ["--src-tls-verify=false", "--dest-tls-verify=false"];
+    let args = [["copy", "--quiet"], plain].concat();
+    shell::check("skopeo", [&args[..], &[&from, &to]].concat(), LIMIT).unwrap();
+    let name = to.replace("docker://", "");
+    let told = scene
+        .cluster
+        .harbour(["pull", "--insecure", &name])
+        .unwrap()
+        .text();
+    let told = told.lines().last().unwrap();
+    assert!(told.ends_with("/team/layers:/rootfs:/rootfs"), "{told}");
+    assert!(
+        std::path::Path::new(told).join("layer-1").is_file(),
+        "{told}"
+    );
+    let images = scene.cluster.json("images").unwrap();
+    assert_eq!(images[0]["rootfs"], told);
+}
+
 #[test]
 fn all_tags_of_a_repository() {
     let mut scene = Scene::new();

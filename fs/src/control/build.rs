@@ -124,7 +124,7 @@ impl Plan {
         });
         let mut first: HashMap<u32, String> = HashMap::new();
         for image in images {
-            let Some(path) = image_path(image) else {
+            let Some(path) = image_path(&image.registry, &image.repository, &image.tag) else {
                 tracing::warn!(
                     registry = image.registry,
                     repository = image.repository,
@@ -286,8 +286,8 @@ fn join(dir: &str, name: &str) -> String {
     }
 }
 
-/// The directory of an image, or `None` when its name cannot be one.
-fn image_path(image: &ImageEntry) -> Option<String> {
+/// The directory of an image below the mount, or `None` when its name cannot be one.
+pub fn image_path(registry: &str, repository: &str, tag: &str) -> Option<String> {
     let usable = |name: &str| {
         !name.is_empty()
             && name.len() < NAME_MAX
@@ -298,16 +298,11 @@ fn image_path(image: &ImageEntry) -> Option<String> {
         let colon = if OWN.contains(&name) { ":" } else { "" };
         format!("{name}{colon}")
     };
-    let components: Vec<&str> = image.repository.split('/').collect();
-    let all_usable =
-        usable(&image.registry) && usable(&image.tag) && components.iter().all(|name| usable(name));
+    let components: Vec<&str> = repository.split('/').collect();
+    let all_usable = usable(registry) && usable(tag) && components.iter().all(|name| usable(name));
     if !all_usable || components.len() > COMPONENTS_MAX {
         return None;
     }
-    let below: Vec<String> = components
-        .into_iter()
-        .chain([image.tag.as_str()])
-        .map(own)
-        .collect();
-    Some(format!("images/{}/{}", image.registry, below.join("/")))
+    let below: Vec<String> = components.into_iter().chain([tag]).map(own).collect();
+    Some(format!("images/{registry}/{}", below.join("/")))
 }

@@ -43,6 +43,12 @@ impl Hosts {
             .stdout(log.try_clone()?)
             .stderr(log)
             .spawn()?;
+        self.push_image(host, image, name)
+    }
+
+    /// Pushes another image into the registry of a host.
+    pub fn push_image(&self, host: usize, image: &str, name: &str) -> Result<()> {
+        let address = self.registry(host);
         let mut last = String::new();
         let pushed = shell::until("the registry has the image", PUSH_LIMIT, || {
             let mut command = self.on(host, "skopeo");

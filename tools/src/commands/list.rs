@@ -219,14 +219,19 @@ pub(super) fn short(bytes: &[u8]) -> String {
     hex::encode(bytes.get(..6).unwrap_or(bytes))
 }
 
-/// Where an image's merged tree is.
-fn rootfs(context: &Context, image: &v1::Image) -> std::path::PathBuf {
-    let images = context.places.mount.join("images");
-    images
-        .join(&image.registry)
-        .join(&image.repository)
-        .join(&image.tag)
-        .join("rootfs")
+fn rootfs(context: &Context, image: &v1::Image) -> Option<std::path::PathBuf> {
+    rootfs_of(context, &image.registry, &image.repository, &image.tag)
+}
+
+/// Where an image's merged tree is, unless its name cannot be a path.
+pub(super) fn rootfs_of(
+    context: &Context,
+    registry: &str,
+    repository: &str,
+    tag: &str,
+) -> Option<std::path::PathBuf> {
+    let path = harbour_fs::image_path(registry, repository, tag)?;
+    Some(context.places.mount.join(path).join("rootfs"))
 }
 
 fn state(layer: &v1::Layer) -> &'static str {

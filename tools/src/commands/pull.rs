@@ -186,15 +186,10 @@ fn print(context: &Context, report: &PullReport) -> anyhow::Result<()> {
         Size(report.unpacked_bytes),
         Size(report.stored_bytes),
         report.took.as_secs_f64(),
-        context
-            .places
-            .mount
-            .join("images")
-            .join(registry)
-            .join(repository)
-            .join(tag)
-            .join("rootfs")
-            .display(),
+        match super::list::rootfs_of(context, registry, repository, tag) {
+            Some(path) => path.display().to_string(),
+            None => "its name cannot be a path: read it by its layers".to_owned(),
+        },
     ))?;
     Ok(())
 }

@@ -24,10 +24,11 @@ pub fn store(
     bytes: &Arc<[u8]>,
 ) -> Result<(v1::IndexRef, Vec<PackRef>), IngestError> {
     pull.check()?;
-    pull.wait(
-        pull.client()
-            .put_index(pull.reference(), digest, len, Arc::clone(bytes)),
-    )?;
+    let put = || {
+        let client = pull.client();
+        client.put_index(pull.reference(), digest, len, Arc::clone(bytes))
+    };
+    pull.wait(pull.ask(put))?;
     pull.step("pull.index_put");
     let mut packs = Vec::new();
     for part in bytes.chunks(PACK_MAX) {

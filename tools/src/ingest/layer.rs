@@ -96,7 +96,8 @@ pub fn ingest(
         pull: Some(pull.reference()),
         layer: Some(layer.clone()),
     };
-    pull.wait(pull.client().stage_layer(head, packs))?;
+    let stage = || pull.client().stage_layer(head.clone(), packs.clone());
+    pull.wait(pull.ask(stage))?;
     pull.step("pull.staged");
     progress.done(packed.new_bytes);
     Ok(Staged {

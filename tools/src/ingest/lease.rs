@@ -20,6 +20,9 @@ use crate::link::Link;
 /// Longest time for writing one pack into a donor's memory.
 const WRITE_LIMIT: Duration = Duration::from_secs(30);
 
+/// Between attempts to reach a metad that has gone.
+const AGAIN: Duration = Duration::from_millis(200);
+
 /// Times that space for one pack is asked for when donors fail.
 const STORE_TRIES: usize = 4;
 
@@ -134,6 +137,24 @@ impl Pull {
         &self.inner.link
     }
 
+    /// Asks metad until it answers: one that is just being started again is waited for as long as the
+    /// lease lives. Only for what may be asked twice.
+    pub async fn ask<T, F>(&self, call: impl Fn() -> F) -> Result<T, IngestError>
+    where
+        F: Future<Output = Result<T, ClientError>>,
+    {
+        loop {
+            match call().await {
+                Err(error @ ClientError::Unavailable { .. }) => {
+                    self.check()?;
+                    tracing::debug!(%error, "metad has gone; asking again");
+                    tokio::time::sleep(AGAIN).await;
+                }
+                other => return Ok(other?),
+            }
+        }
+    }
+
     /// Runs `future` from a thread that is not the runtime's.
     pub fn wait<T>(&self, future: impl Future<Output = T>) -> T {
         self.inner.handle.block_on(future)
@@ -172,7 +193,7 @@ impl Pull {
             pull: Some(self.inner.pull),
             objects: ids.iter().map(|id| id.0.to_vec()).collect(),
         };
-        let reply = self.wait(self.inner.client.find_objects(request))?;
+        let reply = self.wait(self.ask(|| self.inner.client.find_objects(request.clone())))?;
         if reply.objects.len() != ids.len() {
             return Err(IngestError::Bug(
                 "metad answered for another number of objects".into(),
@@ -232,7 +253,7 @@ impl Pull {
         };
         // A full pool frees space first, and readers have to let go of it.
         let client = self.inner.client.with_timeout(RESERVE_LIMIT);
-        let reply = self.wait(client.reserve(request))?;
+        let reply = self.wait(self.ask(|| client.reserve(request.clone())))?;
         self.inner.link.learn(&reply.donors);
         let reserved = reply.packs.into_iter().next();
         reserved

@@ -254,7 +254,8 @@ pub(super) async fn find_layers(
             pull: Some(lease.reference()),
             diff_ids: part.iter().map(|d| d.as_bytes().to_vec()).collect(),
         };
-        let reply = lease.client().find_layers(request).await?;
+        let find = || lease.client().find_layers(request.clone());
+        let reply = lease.ask(find).await?;
         for (diff_id, answer) in part.iter().zip(reply.layers) {
             match (answer.found, answer.layer) {
                 (true, Some(layer)) => {
@@ -304,7 +305,8 @@ impl OneImage<'_> {
         let (index, index_packs) = claims.during(join(blocking)).await?;
         let request = self.request(index, index_packs, fence);
         self.lease.step("pull.committing");
-        let generation = self.lease.client().commit(request).await?.generation;
+        let commit = || self.lease.client().commit(request.clone());
+        let generation = self.lease.ask(commit).await?.generation;
         self.lease.step("pull.committed");
         Ok(generation)
     }
@@ -337,10 +339,11 @@ impl OneImage<'_> {
             source: self.spec.to_string(),
             replicas: self.replicas,
         };
-        match self.lease.client().commit_name(request).await {
+        let commit = || self.lease.client().commit_name(request.clone());
+        match self.lease.ask(commit).await {
             Ok(reply) => Ok(Some(reply.generation)),
-            Err(ClientError::NotFound { .. }) => Ok(None),
-            Err(error) => Err(error.into()),
+            Err(IngestError::Metad(ClientError::NotFound { .. })) => Ok(None),
+            Err(error) => Err(error),
         }
     }
 

@@ -261,7 +261,9 @@ impl Round<'_> {
             diff_id: staged.layer.diff_id.clone(),
             fence,
         };
-        self.lease.client().commit_layer(request).await?;
+        let client = self.lease.client();
+        let commit = || client.commit_layer(request.clone());
+        self.lease.ask(commit).await?;
         self.lease.step("pull.layer_committed");
         self.claims.forget(&key);
         self.arrive(&key, staged.index, staged.layer.unpacked_bytes, true);
