@@ -70,9 +70,11 @@ impl MountConfig {
         Self {
             mountpoint: mountpoint.into(),
             allow_other: true,
-            threads: cores.clamp(2, 16),
+            // A thread that waits for a donor on another host keeps no core busy.
+            threads: (2 * cores).clamp(4, 16),
             background: 64,
-            read_ahead_kb: READ_MAX / 1024,
+            // Two requests: one is on its way over the network while the other one is checked.
+            read_ahead_kb: 2 * READ_MAX / 1024,
             acls: true,
             opens: false,
         }

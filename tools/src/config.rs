@@ -165,7 +165,7 @@ section! {
         /// Name of this node in the cluster [default: the host's name and the mount]
         #[arg(long, value_name = "NAME")]
         node_name: String,
-        /// Threads that answer the kernel [default: the number of cores, 2 to 8]
+        /// Threads that answer the kernel [default: twice the number of cores, 4 to 16]
         #[arg(long, value_name = "N")]
         threads: usize,
         /// Longest that a read may take before it fails with EIO, in seconds [default: 30]
@@ -357,7 +357,7 @@ impl NodeKeys {
     /// Threads that answer the kernel.
     pub fn threads(&self) -> usize {
         let cores = std::thread::available_parallelism().map_or(2, std::num::NonZero::get);
-        self.threads.unwrap_or(cores.clamp(2, 8)).clamp(1, 64)
+        self.threads.unwrap_or((2 * cores).clamp(4, 16)).clamp(1, 64)
     }
 
     /// Longest time of one read.
