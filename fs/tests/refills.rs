@@ -128,3 +128,19 @@ fn a_donor_found_anew_that_is_silent_too_costs_little_more() {
     assert!(took > Duration::from_secs(1), "{took:?}");
     assert!(took < Duration::from_millis(2_200), "{took:?}");
 }
+
+/// Where pool and spool are full of what others read, what a refill brought may be gone when it is read.
+#[test]
+fn what_was_pushed_out_again_is_brought_again() {
+    let (world, fs, file, ids) = packs(1, &[100]);
+    world.lose(&ids);
+    world.vain_refills(3);
+    read(&fs, &file);
+    assert_eq!(world.refills().len(), 4);
+    // Not for ever.
+    let (world, fs, file, ids) = packs(1, &[100]);
+    world.lose(&ids);
+    world.vain_refills(usize::MAX);
+    let error = fs.patiently(|fs| fs.read(file.node, 0, LEN)).unwrap_err();
+    assert!(world.refills().len() < 20, "{error}");
+}

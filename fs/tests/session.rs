@@ -263,7 +263,7 @@ fn a_dead_mount_is_cleared_and_a_live_one_is_not_touched() {
         let (major, minor) = (rustix::fs::major(dev), rustix::fs::minor(dev));
         fs::read_to_string(format!("/sys/class/bdi/{major}:{minor}/read_ahead_kb")).unwrap()
     };
-    assert_eq!(read_ahead.trim(), "1024");
+    assert_eq!(read_ahead.trim(), "2048");
     let capabilities = real.mounted.capabilities();
     for wanted in [
         "FUSE_DO_READDIRPLUS",

@@ -357,7 +357,9 @@ impl NodeKeys {
     /// Threads that answer the kernel.
     pub fn threads(&self) -> usize {
         let cores = std::thread::available_parallelism().map_or(2, std::num::NonZero::get);
-        self.threads.unwrap_or((2 * cores).clamp(4, 16)).clamp(1, 64)
+        self.threads
+            .unwrap_or((2 * cores).clamp(4, 16))
+            .clamp(1, 64)
     }
 
     /// Longest time of one read.

@@ -1,7 +1,8 @@
 //! Brings stretches of packs into private memory and checks them, trying one thing after another.
 //!
 //! The rungs, for each pack on its own: the replicas that are remembered; the replicas that the
-//! catalogue knows when it is asked anew; a refill, and the replicas after it; at last, those of
+//! catalogue knows when it is asked anew; a refill, and the replicas after it, a few times where what it
+//! brought was pushed out again; at last, those of
 //! donors that were passed over because they do not answer, with all the time that is left. While a
 //! refill is under way those donors are asked again every now and then: its source may be as silent
 //! as they were, and they may have come to. A replica fails by an error or by bytes that do not pass
@@ -45,6 +46,9 @@ const LAST_MAX: Duration = Duration::from_secs(5);
 const REFILL_TURN: Duration = Duration::from_secs(1);
 /// The first time no longer than this when there are donors that only others found silent.
 const REFILL_FIRST: Duration = Duration::from_millis(300);
+/// Refills of one pack that one read waits for. What a refill brought may be pushed out again before it
+/// is read, where pool and spool hold less than what is read from them.
+const REFILLS_MAX: u32 = 8;
 /// Replicas of one pack that are tried on one rung.
 const REPLICAS_MAX: usize = 8;
 
@@ -104,6 +108,8 @@ struct Pack {
     listed: bool,
     /// How often a refill was waited for.
     turns: u32,
+    /// Refills that were done.
+    refills: u32,
     /// Replicas whose donors do not answer: for when nothing else is left.
     spare: Vec<Extent>,
     /// Replicas of this rung and the one before that failed.
@@ -229,6 +235,7 @@ impl Run<'_> {
                 struck: [false; REPLICAS_MAX],
                 listed: false,
                 turns: 0,
+                refills: 0,
                 spare,
                 failed: Vec::new(),
             });
@@ -346,6 +353,9 @@ impl Run<'_> {
             }
             Rung::Refilled => {
                 self.report_lost(pack);
+                if self.packs[pack].refills < REFILLS_MAX {
+                    return self.refill(pack);
+                }
                 return self.last(pack, "no replica left after a refill");
             }
             Rung::Last => return Err(self.give_up("no replica left")),
@@ -374,7 +384,9 @@ impl Run<'_> {
             Ok(()) => {
                 self.note_text(&format!("refill of pack {}: done", short(&id)));
                 self.locate_anew(pack);
-                self.packs[pack].rung = Rung::Refilled;
+                let state = &mut self.packs[pack];
+                state.rung = Rung::Refilled;
+                state.refills += 1;
             }
             Err(SourceError::Deadline(_)) if !self.budget.is_spent() => {
                 self.locate_anew(pack);

@@ -53,6 +53,8 @@ struct State {
     disk: HashMap<[u8; 32], Vec<u8>>,
     refuse_refills: bool,
     hang_refills: bool,
+    /// So many refills more are in vain: what they bring is pushed out before it is asked for.
+    vain_refills: usize,
     refills: Vec<PackId>,
     lost: Vec<(PackId, Extent, String)>,
     used: HashSet<PackId>,
@@ -234,6 +236,11 @@ impl World {
 
     pub fn refuse_refills(&self, refuse: bool) {
         self.state.lock().unwrap().refuse_refills = refuse;
+    }
+
+    /// What so many refills bring is gone before it is asked for.
+    pub fn vain_refills(&self, count: usize) {
+        self.state.lock().unwrap().vain_refills = count;
     }
 
     /// Refills last until their deadline, as those from a source that is cut off.
@@ -433,6 +440,10 @@ impl Refill for World {
             .cloned()
             .ok_or_else(|| SourceError::Gone("pack".into()))?;
         state.places.remove(pack);
+        if let Some(left) = state.vain_refills.checked_sub(1) {
+            state.vain_refills = left;
+            return Ok(());
+        }
         drop(state);
         self.place(*pack, &bytes, &[50]);
         Ok(())
