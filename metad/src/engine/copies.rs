@@ -21,7 +21,7 @@ use super::{
 use crate::{
     error::{Error, hash},
     space::Place,
-    store::{CopyRow, Sync, Tx},
+    store::{CopyRow, ExtentRow, Sync, Tx},
 };
 
 /// Copies that one donor makes at a time.
@@ -329,8 +329,16 @@ impl Engine {
     }
 
     /// The copy is a replica from now on; what it was to take the place of goes, unless a replica
-    /// was lost meanwhile.
+    /// was lost meanwhile. A pull or refill may have written the pack to the same donor while the copy
+    /// was made: one of the two is enough there.
     fn commit_copy(&self, tx: &Tx<'_>, effects: &mut Effects, copy: &Copy) -> Result<(), Error> {
+        let there = tx.extents_of_pack(copy.row.pack)?;
+        let same_donor = |extent: &&ExtentRow| {
+            extent.pull.is_none() && extent.place.donor == copy.row.place.donor
+        };
+        if there.iter().any(|extent| same_donor(&extent)) {
+            return effects.drop_copy(tx, &copy.row, None);
+        }
         effects.commit_copy(tx, &copy.row)?;
         let (Some(from), Some(pack)) = (copy.moved_from, tx.pack_of(copy.row.pack)?) else {
             return Ok(());

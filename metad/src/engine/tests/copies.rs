@@ -2,7 +2,7 @@
 
 use harbour_metad_client::v1;
 
-use super::world::{Pack, Tune, World, layer, pack};
+use super::world::{Pack, Tune, World, layer, pack, wanted};
 use crate::error::Error;
 
 /// Three donors of 32 pages, an image of three packs with two replicas each.
@@ -82,6 +82,45 @@ fn a_layer_is_partial_until_a_copy_or_a_refill_makes_it_whole() {
     world.heartbeat(1, 1);
     world.work(&[1, 2], 2_000);
     assert_eq!(world.snapshot().1[0].state(), v1::LayerState::Ready);
+}
+
+/// While a copy is made its sources are lost, and a refill writes the same pack to the same donor.
+#[test]
+fn a_copy_that_comes_after_a_refill_on_its_donor_is_not_a_second_replica() {
+    let world = World::tuned(Tune::replicas(2));
+    world.donors(&["a", "b"], &[32]);
+    world.pull("i", 1, &[layer(1, 3)]).unwrap();
+    lose(&world, 2);
+    world.donor("b", 2, &[32]);
+    let mut tasks: Vec<u64> = Vec::new();
+    // Then the other one falls silent.
+    for second in 0..9 {
+        world.pass(1_000);
+        if second < 3 {
+            world.heartbeat(1, 1);
+        }
+        tasks.extend(world.heartbeat(2, 2).tasks.iter().map(|task| task.task));
+    }
+    tasks.sort_unstable();
+    tasks.dedup();
+    assert!(tasks.len() >= 3, "{tasks:?}");
+    world.donor("a", 2, &[32]);
+    let packs = layer(1, 3).packs;
+    let refill = world.begin();
+    world.reserve(refill, &packs).unwrap();
+    let request = v1::CommitRefillRequest {
+        pull: Some(refill),
+        packs: wanted(&packs),
+    };
+    world.engine.commit_refill(&request).unwrap();
+    world.copied(2, 2, &tasks, true);
+    for pack in packs {
+        let mut holders = world.holders(pack);
+        assert!(holders.contains(&2), "{holders:?}");
+        holders.dedup();
+        assert_eq!(holders.len(), world.holders(pack).len(), "{holders:?}");
+    }
+    world.books();
 }
 
 #[test]
