@@ -208,8 +208,9 @@ impl BlobSink {
     }
 
     /// Ends the stream after its last byte: right if size and digest are. `from` names the
-    /// place the bytes came from. Gives whether they were right.
-    pub(crate) async fn finish(self, from: &str) -> bool {
+    /// place the bytes came from. `wrong` is called when they were not right, before the reader hears
+    /// of it and may try again.
+    pub(crate) async fn finish(self, from: &str, wrong: impl FnOnce()) {
         let what = || format!("blob {} from {from}", self.digest);
         let got = Digest::from_bytes(self.hasher.finalize().into());
         let end = if self.taken != self.size {
@@ -227,11 +228,12 @@ impl BlobSink {
         } else {
             Ok(())
         };
-        let right = end.is_ok();
+        if end.is_err() {
+            wrong();
+        }
         let end = end.map_err(|error| BlobError::new(self.digest, error));
         // A reader that is gone needs no verdict.
         let _ = self.sender.send(Message::End(end)).await;
-        right
     }
 
     /// Ends the stream with an error.

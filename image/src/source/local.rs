@@ -225,7 +225,7 @@ impl Slice {
                 return;
             }
         }
-        sink.finish(&self.path.display().to_string()).await;
+        sink.finish(&self.path.display().to_string(), || {}).await;
     }
 
     fn read_at(&self, at: u64, out: &mut [u8]) -> Result<(), SourceError> {

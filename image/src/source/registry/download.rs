@@ -36,10 +36,8 @@ impl Registry {
         let done = timeout_at(Instant::now() + allowed, self.download_from_any(&mut sink)).await;
         match done {
             Ok(Ok(endpoint)) => {
-                if !sink.finish(endpoint.name()).await {
-                    // The bytes are gone, but the next blob is better asked for elsewhere.
-                    endpoint.distrust();
-                }
+                // The bytes are gone, but the next try is better made elsewhere.
+                sink.finish(endpoint.name(), || endpoint.distrust()).await;
             }
             Ok(Err(Stop::ReaderGone)) => {}
             Ok(Err(Stop::Failed(error))) => sink.fail(error).await,
