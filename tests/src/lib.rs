@@ -18,3 +18,17 @@ pub mod registry;
 pub mod shell;
 pub mod tree;
 pub mod web;
+
+/// A number that the environment gives, else `default`: how long a long test lasts, or its seed.
+///
+/// # Panics
+/// When it is there and no number: a test that is asked for must not run as another one.
+#[allow(clippy::panic)]
+pub fn setting(name: &str, default: u64) -> u64 {
+    match std::env::var(name) {
+        Ok(text) => text
+            .parse()
+            .unwrap_or_else(|e| panic!("{name}={text}: {e}")),
+        Err(_) => default,
+    }
+}

@@ -18,7 +18,7 @@ use harbour_tests::{
     hosts::Hosts,
     layers::noise,
     pulling::{Done, LEASE, LIMIT, OVERHEAD, Scene},
-    shell,
+    setting, shell,
 };
 
 /// Runs when nothing is said.
@@ -234,15 +234,6 @@ fn run(scene: &mut Scene, plan: &Plan) -> (f64, Duration) {
         panic!("{plan} {e:#}: {:?}{}", scene.at_rest(), scene.hosts.logs());
     });
     (sent, took)
-}
-
-fn setting(name: &str, default: u64) -> u64 {
-    match std::env::var(name) {
-        Ok(text) => text
-            .parse()
-            .unwrap_or_else(|e| panic!("{name}={text}: {e}")),
-        Err(_) => default,
-    }
 }
 
 #[test]

@@ -5,24 +5,18 @@
 //! of the first run, and the others have those that follow.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::print_stdout)]
 
-use harbour_tests::faults::{
-    self,
-    plan::{Kind, Plan},
+use harbour_tests::{
+    faults::{
+        self,
+        plan::{Kind, Plan},
+    },
+    setting,
 };
 
 /// Runs when nothing is said: what fits into 90 s, and has every kind of fault.
 const RUNS: u64 = 7;
 /// Seed of the first when nothing is said.
 const SEED: u64 = 84;
-
-fn setting(name: &str, default: u64) -> u64 {
-    match std::env::var(name) {
-        Ok(text) => text
-            .parse()
-            .unwrap_or_else(|e| panic!("{name}={text}: {e}")),
-        Err(_) => default,
-    }
-}
 
 #[test]
 fn donors_fail_while_programs_read() {

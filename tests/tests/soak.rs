@@ -24,7 +24,7 @@ use harbour_tests::{
     faults::plan::Dice,
     layers::{Blob, Entry, Layout, noise, tar},
     registry::Registry,
-    shell, web,
+    setting, shell, web,
 };
 
 /// Memory of each of three donors.
@@ -91,15 +91,6 @@ struct Soak {
     removals: AtomicU64,
     metrics: u16,
     stopped: AtomicBool,
-}
-
-fn setting(name: &str, default: u64) -> u64 {
-    match std::env::var(name) {
-        Ok(text) => text
-            .parse()
-            .unwrap_or_else(|e| panic!("{name}={text}: {e}")),
-        Err(_) => default,
-    }
 }
 
 fn files(seed: u64) -> Arc<Files> {

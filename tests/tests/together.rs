@@ -5,7 +5,7 @@
 use std::time::{Duration, Instant};
 
 use harbour_tests::{
-    pulling::{Done, LIMIT, OVERHEAD, Scene},
+    pulling::{Done, LIMIT, OVERHEAD, Pulling, Scene},
     shell,
 };
 
@@ -32,6 +32,17 @@ fn scene() -> (Scene, Vec<String>) {
     (scene, vec![reference])
 }
 
+/// Begins to pull on so many hosts at once, on each what `images` says.
+fn begin(scene: &Scene, hosts: usize, images: impl Fn(usize) -> Vec<String>) -> Vec<Pulling> {
+    let begun = (0..hosts).map(|host| scene.pull(host, &images(host)).unwrap());
+    begun.collect()
+}
+
+fn wait(scene: &Scene, pulls: Vec<Pulling>) -> Vec<Done> {
+    let waited = pulls.into_iter().map(|pull| scene.wait(pull).unwrap());
+    waited.collect()
+}
+
 fn sum(done: &[Done], key: &str) -> u64 {
     done.iter().map(|done| done.sum(key)).sum()
 }
@@ -45,11 +56,7 @@ fn times_sent(scene: &Scene, before: u64) -> f64 {
 fn four_hosts_take_each_layer_from_the_registry_once() {
     let (scene, image) = scene();
     let before = scene.sent().unwrap();
-    let pulls: Vec<_> = (0..PULLERS)
-        .map(|host| scene.pull(host, &image).unwrap())
-        .collect();
-    let waited = pulls.into_iter().map(|pull| scene.wait(pull).unwrap());
-    let done: Vec<Done> = waited.collect();
+    let done = wait(&scene, begin(&scene, PULLERS, |_| image.clone()));
     for done in &done {
         let host = done.host;
         assert!(
@@ -84,14 +91,11 @@ fn succeeded(
     fail: impl FnOnce(u64),
 ) -> (Vec<Done>, Duration, f64) {
     let before = scene.sent().unwrap();
-    let pulls: Vec<_> = (0..PULLERS)
-        .map(|host| scene.pull(host, image).unwrap())
-        .collect();
+    let pulls = begin(scene, PULLERS, |_| image.to_vec());
     let pid = scene.holder().unwrap();
     let failed = Instant::now();
     fail(pid);
-    let waited = pulls.into_iter().map(|pull| scene.wait(pull).unwrap());
-    let done: Vec<Done> = waited.collect();
+    let done = wait(scene, pulls);
     let good = done.iter().filter(|done| done.good);
     let last = good.map(|done| done.at).max().unwrap();
     (done, last - failed, times_sent(scene, before))
@@ -159,19 +163,18 @@ fn layers_that_images_share_come_once_whoever_wants_them_in_whatever_order() {
         .collect();
     let distinct = COMMON + IMAGES * (OF_IMAGE - COMMON);
     let before = scene.sent().unwrap();
-    let pulls: Vec<_> = (0..MANY)
-        .map(|host| {
+    let done = wait(
+        &scene,
+        begin(&scene, MANY, |host| {
             // All six orders, twice.
             let mut images = images.clone();
             images.rotate_left(host % IMAGES as usize);
             if host % 2 == 1 {
                 images.swap(0, 1);
             }
-            scene.pull(host, &images).unwrap()
-        })
-        .collect();
-    let waited = pulls.into_iter().map(|pull| scene.wait(pull).unwrap());
-    let done: Vec<Done> = waited.collect();
+            images
+        }),
+    );
     for done in &done {
         let host = done.host;
         assert!(

@@ -9,6 +9,8 @@
 //! have to wait for a whole lease: it is shortened, and whole again when the pull is heard of. So are
 //! the leases of pulls with claims that are found at a start.
 
+pub(super) mod progress;
+
 use std::collections::HashSet;
 
 use harbour_metad_client::v1;
@@ -56,13 +58,6 @@ pub enum Heard {
         /// Bytes it has done, and all; zeros when it has not said.
         bytes: (u64, u64),
     },
-}
-
-/// What the holder of a key says of its work.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Progress {
-    pull: OwnerId,
-    bytes: (u64, u64),
 }
 
 /// Where a pull's locks are told. There is one of a pull at a time: the newest.
@@ -474,46 +469,6 @@ impl State {
                 tracing::info!(pull = owner, what, host, pid, "pull expired");
             }
         }
-    }
-
-    /// How far the holder of a key has come, if it is this pull and has said so.
-    fn bytes_of(&self, pull: OwnerId, key: &Key) -> (u64, u64) {
-        let progress = self.progress.get(key);
-        progress
-            .filter(|progress| progress.pull == pull)
-            .map_or((0, 0), |progress| progress.bytes)
-    }
-
-    /// Takes down what a holder says of its work, and passes it on to those in line.
-    fn report(&mut self, pull: OwnerId, key: Key, bytes: (u64, u64)) {
-        if !self.locks.holders(&key).any(|holder| holder == pull) {
-            return;
-        }
-        self.progress.insert(key.clone(), Progress { pull, bytes });
-        let waiting: Vec<OwnerId> = self.locks.waiting(&key).collect();
-        for waiting in waiting {
-            self.tell_holder(waiting, &key);
-        }
-    }
-
-    /// Tells one in line for a key who holds it, unless it has much to read as it is.
-    fn tell_holder(&self, waiting: OwnerId, key: &Key) {
-        let holder = self.locks.holders(key).next();
-        let holder = holder.filter(|holder| *holder != waiting);
-        let (Some(listener), Some(pull)) = (self.listeners.get(&waiting), holder) else {
-            return;
-        };
-        if listener.send.capacity() * 2 < listener.send.max_capacity() {
-            return;
-        }
-        let of = self.pulls.get(&pull);
-        let _full = listener.send.try_send(Heard::Progress {
-            key: key.clone(),
-            pull,
-            host: of.map_or_else(String::new, |of| of.host.clone()),
-            pid: of.map_or(0, |of| of.pid),
-            bytes: self.bytes_of(pull, key),
-        });
     }
 
     /// Tells sessions. One that does not listen loses its session, and asks again in a new one.

@@ -6,7 +6,7 @@ use super::{
     Timing,
     copies::Copies,
     effects::Effects,
-    locks::{Listener, Progress},
+    locks::{Listener, progress::Progress},
     nodes::Budget,
 };
 use crate::{
