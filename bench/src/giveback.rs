@@ -47,7 +47,7 @@ pub(crate) const DONOR: &str = "donor";
 
 /// What the donor has to spare before something takes memory from it.
 const SPARE_BYTES: u64 = 256 << 20;
-/// Beyond what is asked for, for what else goes on in the host.
+/// Beyond what is asked for, for what else goes on in the host while it is given back.
 const NOISE_BYTES: u64 = 512 << 20;
 /// How exact the kernel's sum of shared memory is: each processor keeps some pages to itself.
 const SLACK_BYTES: u64 = 8 << 20;
@@ -122,14 +122,16 @@ fn once(
     })?;
     let transport = transport.context("the donor does not answer")?;
     fill(&transport, lent)?;
-    squeeze(&donor, transport, asked)
+    squeeze(&donor, transport, asked, floor)
 }
 
-/// Takes memory from the host, and has the donor notice.
+/// Takes memory from the host until `asked` bytes are missing of the `floor` that the donor keeps
+/// free, and has the donor notice.
 fn squeeze(
     donor: &Daemon,
     transport: ShmTransport,
     asked: u64,
+    floor: u64,
 ) -> anyhow::Result<(Duration, Duration)> {
     let stop = Arc::new(AtomicBool::new(false));
     let reader = {
@@ -138,7 +140,9 @@ fn squeeze(
     };
     let pid = Pid::from_raw(i32::try_from(donor.pid())?);
     kill(pid, Signal::SIGSTOP)?;
-    let hog = Hog::start(asked + SPARE_BYTES + NOISE_BYTES)?;
+    // From what is there now: what the host had to spare at the start it may have no longer, or more.
+    let spare = meminfo("MemAvailable")?.saturating_sub(floor);
+    let hog = Hog::start(spare + asked + NOISE_BYTES)?;
     let before = meminfo("Shmem")?;
     let start = Instant::now();
     kill(pid, Signal::SIGCONT)?;

@@ -42,6 +42,9 @@ const MTU: u64 = 4096;
 /// Ticks (10 ms) of processor time of the donor's process by which a read may differ from as long a
 /// time without one: room for a heartbeat to metad that fell into the one and not into the other.
 const HEARTBEAT_TICKS: u64 = 4;
+/// How much more the donor's serving threads do for a read by TCP than for the same one by RDMA, where
+/// they may wake for something else.
+const SERVED_RATIO_MIN: u64 = 4;
 /// The donor's threads that wait for readers and serve them have names that begin with this; the
 /// others talk to metad.
 const SERVING: &str = "harbour-";
@@ -364,7 +367,9 @@ fn regions_have_a_node(scene: &Scene) {
 }
 
 /// Reads by RDMA: the devices carry all of it, and the donor's process has no part in it.
-fn one_sided(scene: &Scene, image: &Path) {
+/// What its serving threads took, for comparison: one may wake for the end of an earlier connection,
+/// and is charged for packets that its processor handles just then.
+fn one_sided(scene: &Scene, image: &Path) -> u64 {
     let all = BIG_BYTES as u64 / MTU;
     let read = scene.read(READER, image);
     let idle = scene.watch(|| thread::sleep(read.took));
@@ -378,7 +383,6 @@ fn one_sided(scene: &Scene, image: &Path) {
         "the devices carried the bytes"
     );
     assert!(idle.sent < all / 10, "{} packets while idle", idle.sent);
-    assert_eq!(read.serving_ns, 0, "the donor served");
     assert!(
         read.donor_ticks <= idle.donor_ticks + HEARTBEAT_TICKS,
         "{} ticks of the donor's process",
@@ -393,7 +397,8 @@ fn one_sided(scene: &Scene, image: &Path) {
         frozen.took, frozen.sent, frozen.donor_ticks
     );
     assert!(frozen.sent >= all, "{} packets", frozen.sent);
-    assert_eq!(frozen.donor_ticks, 0);
+    assert_eq!((frozen.donor_ticks, frozen.serving_ns), (0, 0));
+    read.serving_ns
 }
 
 #[test]
@@ -415,7 +420,7 @@ fn a_cluster_over_two_devices() {
         ran.sent,
         scene.hosts.logs()
     );
-    one_sided(&scene, &image);
+    let unserved_ns = one_sided(&scene, &image);
     let donor = scene.comes_by(READER, "verbs", &image);
     assert!(donor["transport_remark"].is_null(), "{donor}");
 
@@ -427,7 +432,11 @@ fn a_cluster_over_two_devices() {
         read.took, read.sent, read.donor_ticks, read.serving_ns
     );
     assert!(read.sent < all / 10, "{} packets by RDMA", read.sent);
-    assert!(read.serving_ns > 0, "the measure of serving measures it");
+    assert!(
+        read.serving_ns > SERVED_RATIO_MIN * unserved_ns,
+        "{} ns to serve it, {unserved_ns} ns where nothing was to be served",
+        read.serving_ns
+    );
     let donor = scene.comes_by(PLAIN, "tcp", &image);
     let remark = donor["transport_remark"].as_str().unwrap_or_default();
     assert!(remark.contains("--rdma-device none"), "{donor}");

@@ -23,6 +23,9 @@ const WRITE_LIMIT: Duration = Duration::from_secs(30);
 /// Between attempts to reach a metad that has gone.
 const AGAIN: Duration = Duration::from_millis(200);
 
+/// How long a metad that is just being started, or started again, is waited for before a pull begins.
+const BEGIN_LIMIT: Duration = Duration::from_secs(5);
+
 /// Times that space for one pack is asked for when donors fail.
 const STORE_TRIES: usize = 4;
 
@@ -76,7 +79,7 @@ impl Pull {
             pid: std::process::id(),
             replicas,
         };
-        let lease = client.begin(request).await?;
+        let lease = begin_lease(&client, request, &stopped).await?;
         let pull = v1::PullRef {
             pull: lease.pull,
             token: lease.token,
@@ -341,6 +344,31 @@ impl Pull {
         self.inner.renewal.abort();
         if let Err(error) = self.inner.client.abort(self.inner.pull).await {
             tracing::debug!(%error, "the pull could not be aborted; its lease will run out");
+        }
+    }
+}
+
+/// Asks metad for a lease, for [`BEGIN_LIMIT`] where it cannot be reached: it may be on its way up.
+async fn begin_lease(
+    client: &Client,
+    request: v1::BeginRequest,
+    stopped: &AtomicBool,
+) -> Result<v1::PullLease, IngestError> {
+    let limit = Instant::now() + BEGIN_LIMIT;
+    let mut told = false;
+    loop {
+        match client.begin(request.clone()).await {
+            Err(error @ ClientError::Unavailable { .. }) if Instant::now() + AGAIN < limit => {
+                if stopped.load(Ordering::Relaxed) {
+                    return Err(IngestError::Cancelled);
+                }
+                if !told {
+                    tracing::warn!(%error, limit = ?BEGIN_LIMIT, "waiting for metad");
+                    told = true;
+                }
+                tokio::time::sleep(AGAIN).await;
+            }
+            other => return Ok(other?),
         }
     }
 }
