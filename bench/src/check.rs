@@ -10,7 +10,7 @@ use crate::{
     link, locks, open, rdma,
     report::{Report, markdown},
     targets::{DIRS, EXT4, SQUASHFUSE, TMPFS, UNREAD, VIEW},
-    together,
+    tasks, together,
     verify::{UNVERIFIED, VERIFIED},
 };
 
@@ -176,6 +176,12 @@ const THRESHOLDS: &[Threshold] = &[
         "bytes, 20 hosts",
         together::OURS,
         Bound::Growth("bytes, 1 host", 1.02),
+    ),
+    of(
+        "tasks",
+        tasks::TIME,
+        tasks::OURS,
+        Bound::Time(tasks::COPIES, 1.03),
     ),
     of("open", "open size-1m", open::LS, Bound::AtMost(10.0)),
     of("open", "open size-5m", open::LS, Bound::AtMost(10.0)),

@@ -9,6 +9,7 @@ mod check;
 mod command;
 mod data;
 mod fio;
+mod fleet;
 mod giveback;
 mod harbour;
 mod ingest;
@@ -22,6 +23,7 @@ mod rdma;
 mod report;
 mod sandbox;
 mod targets;
+mod tasks;
 mod together;
 mod unread;
 mod verify;
@@ -58,6 +60,8 @@ enum Command {
     Giveback(Common),
     /// Hosts that pull one image at the same moment, beside as many independent copies
     Together(Common),
+    /// A thousand short container tasks on five hosts, beside the same on local copies
+    Tasks(Common),
     /// A thousand clients of metad's locks, and what readers of its catalogue notice
     Locks(Common),
     /// The verbs transport beside perftest, from what tests/rdma/run measured in its guest
@@ -140,6 +144,7 @@ fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Link(o) => inside(&o, |place| link::run(&o, place)),
         Command::Giveback(o) => inside(&o, |place| giveback::run(&o, place)),
         Command::Together(o) => inside(&o, |place| together::run(&o, place)),
+        Command::Tasks(o) => inside(&o, |place| tasks::run(&o, place)),
         Command::Locks(o) => inside(&o, |place| locks::run(&o, place)),
         Command::Open(o) => inside(&o, |place| open::run(&o, place)),
     }

@@ -10,8 +10,8 @@ use crate::command;
 pub(super) const REGISTRY: usize = 0;
 /// Who has metad, the donor, and so the pool.
 pub(super) const POOL: usize = 1;
-/// The first of those that pull.
-pub(super) const FIRST: usize = 2;
+/// The first of the others.
+pub(crate) const FIRST: usize = 2;
 /// Rate of the registry's cable, in Mbit/s.
 const RATE_MBIT: u32 = 400;
 
@@ -19,14 +19,14 @@ const RATE_MBIT: u32 = 400;
 pub(super) struct Net;
 
 impl Net {
-    /// Lays cables to the registry, the pool, and `pullers` more.
-    pub(super) fn lay(pullers: usize) -> anyhow::Result<Self> {
+    /// Lays cables to the registry, the pool, and so many more.
+    pub(super) fn lay(others: usize) -> anyhow::Result<Self> {
         // Names of namespaces live under /run: there is one of the sandbox's own.
         let mut script = String::from(
             "mount -t tmpfs run /run\nmkdir /run/netns\n\
              ip link add sw type bridge forward_delay 0\nip link set sw up\n",
         );
-        for host in 0..FIRST + pullers {
+        for host in 0..FIRST + others {
             let address = address(host);
             script += &format!(
                 "ip netns add h{host}\n\
