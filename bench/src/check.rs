@@ -180,7 +180,7 @@ const THRESHOLDS: &[Threshold] = &[
     of(
         "tasks",
         tasks::TIME,
-        tasks::OURS,
+        VIEW,
         Bound::Time(tasks::COPIES, 1.03),
     ),
     of("open", "open size-1m", open::LS, Bound::AtMost(10.0)),

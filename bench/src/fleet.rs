@@ -14,6 +14,7 @@ use anyhow::Context as _;
 use crate::{
     Common,
     command::{self, Daemon},
+    harbour::view_below,
     mounts,
     sandbox::{self, Place},
 };
@@ -119,6 +120,11 @@ impl<'a> Fleet<'a> {
         self.dir(host, "mount")
     }
 
+    /// A host's fast view of the image whose manifest has this digest, once it is there.
+    pub(crate) fn view(&self, host: usize, manifest: &str) -> anyhow::Result<PathBuf> {
+        view_below(&self.dir(host, "run"), manifest)
+    }
+
     /// `harbour` on a host.
     fn harbour(&self, host: usize, args: &[&str]) -> Command {
         let mut command = self.net.on(host, &self.common.harbour);
@@ -150,8 +156,13 @@ impl<'a> Fleet<'a> {
         Daemon::start(&mut self.harbour(host, args), &log)
     }
 
-    /// Starts metad and a donor of so many bytes, and nodes on `hosts`.
-    pub(crate) fn start(&self, lend: u64, hosts: &[usize]) -> anyhow::Result<Running> {
+    /// Starts metad and a donor of so many bytes, and nodes with these flags on `hosts`.
+    pub(crate) fn start(
+        &self,
+        lend: u64,
+        hosts: &[usize],
+        flags: &[&str],
+    ) -> anyhow::Result<Running> {
         let listen = format!("{}:{METAD_PORT}", address(POOL));
         let mut metad = self.daemon(POOL, &["metad", "--listen", &listen])?;
         let socket = self.dir(POOL, "run").join("metad.sock");
@@ -171,8 +182,8 @@ impl<'a> Fleet<'a> {
         let mut nodes = Vec::new();
         for host in hosts {
             let name = format!("h{host}");
-            let flags = ["--transport", "tcp", "--fast-view", "off"];
-            let node = [&["node", "--node-name", &name][..], &flags].concat();
+            let node = ["node", "--node-name", &name, "--transport", "tcp"];
+            let node = [&node, flags].concat();
             nodes.push(self.daemon(*host, &node)?);
         }
         for (node, host) in nodes.iter_mut().zip(hosts) {

@@ -138,16 +138,7 @@ impl Harbour {
     /// The kernel's view of the same image, if this kernel can. The node mounts it a moment after
     /// the pull.
     pub(crate) fn view(&self, manifest: &str) -> anyhow::Result<PathBuf> {
-        let view = self.run.join("view").join(&manifest[..12]);
-        let end = Instant::now() + VIEW_WAIT;
-        while !mounts::is_mount_point(&view) {
-            anyhow::ensure!(
-                Instant::now() < end,
-                "no fast view after {VIEW_WAIT:?}: it needs Linux 6.12 or later"
-            );
-            std::thread::sleep(Duration::from_millis(20));
-        }
-        Ok(view)
+        view_below(&self.run, manifest)
     }
 
     /// Process IDs of its daemons, from their pid files.
@@ -225,6 +216,21 @@ impl Node {
     pub(crate) fn mount(&self) -> &Path {
         &self.mount
     }
+}
+
+/// Waits for the fast view of the image whose manifest has this digest, below a node's run directory.
+pub(crate) fn view_below(run: &Path, manifest: &str) -> anyhow::Result<PathBuf> {
+    let short = manifest.get(..12).context("no digest of a manifest")?;
+    let view = run.join("view").join(short);
+    let end = Instant::now() + VIEW_WAIT;
+    while !mounts::is_mount_point(&view) {
+        anyhow::ensure!(
+            Instant::now() < end,
+            "no fast view after {VIEW_WAIT:?}: it needs Linux 6.12 or later"
+        );
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    Ok(view)
 }
 
 /// Finds the `rootfs` beside the `manifest.json` with this digest, whatever name the image has.

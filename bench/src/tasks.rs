@@ -1,9 +1,9 @@
 //! A thousand short container tasks on five hosts, as Wharf's paper measures the cost at run time: each
 //! task is a container that runs a small Python program and goes.
 //!
-//! The lower directories of the containers are a node's layers in one case, and copies on the host's disk
-//! in the other. Both begin with empty caches, and take turns block by block, so that what else the
-//! machine does falls on both. What left the registry until all hosts had the image is reported too.
+//! Below the containers is a node's fast view of the image, or the layers in its mount, or copies of them
+//! on the host's disk. All begin with empty caches, and take turns block by block, so that what else the
+//! machine does falls on all. What left the registry until all hosts had the image is reported too.
 
 use std::{
     fs::{self, File},
@@ -18,20 +18,22 @@ use harbour_bench::layout::{Image, Layer, Layout};
 use crate::{
     Common, command,
     data::Data,
-    fleet::{FIRST, Fleet, Running},
+    fleet::{FIRST, Fleet},
     mounts::{self, Mounted},
     report::{MIB, Report, SECONDS},
     sandbox::{self, Place},
+    targets::{DIRS, VIEW},
 };
 
-/// Containers over a node's layers.
-pub(crate) const OURS: &str = "harbour";
 /// Containers over copies on the host's disk.
 pub(crate) const COPIES: &str = "copies";
 /// Until all tasks are done.
 pub(crate) const TIME: &str = "1000 tasks";
 /// What the hosts received for it.
 const RECEIVED: &str = "received";
+/// Who received it by way of the pool.
+const POOLED: &str = "harbour";
+const TARGETS: [&str; 3] = [VIEW, DIRS, COPIES];
 
 const HOSTS: usize = 5;
 /// Tasks of each host in a block.
@@ -69,11 +71,11 @@ pub(crate) fn run(common: &Common, place: &Place) -> anyhow::Result<Report> {
     let hosts: Vec<usize> = (FIRST..FIRST + HOSTS).collect();
     let fleet = Fleet::new(common, place, HOSTS, &layout)?;
     let lend = (image.unpacked_bytes * 2 + SPARE_BYTES).next_multiple_of(16 << 20);
-    let running = fleet.start(lend, &hosts)?;
-    let scene = Scene::open(&fleet, place, &layers, &hosts, &running, &mut report)?;
+    let running = fleet.start(lend, &hosts, &["--fast-view", "auto"])?;
+    let scene = Scene::open(&fleet, place, &image, &layers, &hosts, &mut report)?;
     for round in 0..rounds {
         mounts::drop_caches(lend)?;
-        let mut seconds = [0.0; 2];
+        let mut seconds = [0.0; TARGETS.len()];
         for part in 0..blocks {
             command::note(&format!(
                 "round {} of {rounds}: block {} of {blocks}",
@@ -81,12 +83,12 @@ pub(crate) fn run(common: &Common, place: &Place) -> anyhow::Result<Report> {
                 part + 1
             ));
             // Who is first changes from block to block.
-            for turn in 0..2 {
-                let which = (turn + part) % 2;
-                seconds[which] += scene.block([OURS, COPIES][which], block)?;
+            for turn in 0..TARGETS.len() {
+                let which = (turn + part) % TARGETS.len();
+                seconds[which] += scene.block(which, block)?;
             }
         }
-        for (target, seconds) in [OURS, COPIES].into_iter().zip(seconds) {
+        for (target, seconds) in TARGETS.into_iter().zip(seconds) {
             report.add(TIME, "", target, SECONDS, seconds);
         }
     }
@@ -116,8 +118,8 @@ fn make_image(python: &Path, place: &Place, dir: &Path) -> anyhow::Result<(Image
 
 /// One host's containers.
 struct Host {
-    /// Lower directories, the highest first, over a node's mount and over copies.
-    lower: [String; 2],
+    /// Lower directories, the highest first, as [`TARGETS`] has them.
+    lower: [String; TARGETS.len()],
     bundle: PathBuf,
 }
 
@@ -134,15 +136,15 @@ impl<'a> Scene<'a> {
     fn open(
         fleet: &Fleet<'_>,
         place: &'a Place,
+        image: &Image,
         layers: &[Layer],
         hosts: &[usize],
-        _running: &Running,
         report: &mut Report,
     ) -> anyhow::Result<Self> {
         let mib = |bytes: u64| bytes as f64 / f64::from(1 << 20);
         let pull = |host: usize| command::run(&mut fleet.pull(host)).map(drop);
         let (_, sent) = fleet.at_once(hosts, pull)?;
-        report.add(RECEIVED, "", OURS, MIB, mib(sent));
+        report.add(RECEIVED, "", POOLED, MIB, mib(sent));
         let local = |host: usize| place.work.join(format!("local-{host}"));
         let blobs = |host: usize| place.work.join(format!("blobs-{host}"));
         let copy = |host: usize| command::run(&mut fleet.copy(host, &blobs(host))).map(drop);
@@ -157,7 +159,9 @@ impl<'a> Scene<'a> {
         let scratch = Mounted::tmpfs(&place.short.join("scratch"))?;
         let made = hosts.iter().map(|host| {
             let shown = fleet.mount(*host).join("layers");
+            let view = fleet.view(*host, &image.manifest)?;
             let lower = [
+                view.display().to_string(),
                 lower(layers.iter().map(|layer| shown.join(&layer.diff_id[..12]))),
                 lower(layers.iter().map(|layer| local(*host).join(&layer.diff_id))),
             ];
@@ -174,13 +178,13 @@ impl<'a> Scene<'a> {
     }
 
     /// Seconds until every host has run so many tasks, one after the other.
-    fn block(&self, target: &str, tasks: usize) -> anyhow::Result<f64> {
+    fn block(&self, which: usize, tasks: usize) -> anyhow::Result<f64> {
         let started = std::time::Instant::now();
         std::thread::scope(|scope| {
             let running: Vec<_> = self
                 .hosts
                 .iter()
-                .map(|host| scope.spawn(move || (0..tasks).try_for_each(|_| self.task(host, target))))
+                .map(|host| scope.spawn(move || (0..tasks).try_for_each(|_| self.task(host, which))))
                 .collect();
             running.into_iter().try_for_each(|host| {
                 let panicked = |_| Err(anyhow::anyhow!("a thread panicked"));
@@ -191,12 +195,11 @@ impl<'a> Scene<'a> {
     }
 
     /// A container from its overlay to its end.
-    fn task(&self, host: &Host, target: &str) -> anyhow::Result<()> {
+    fn task(&self, host: &Host, which: usize) -> anyhow::Result<()> {
         let number = self.count.fetch_add(1, Ordering::Relaxed);
         let scratch = self.place.short.join(format!("scratch/{number}"));
         fs::create_dir(&scratch)?;
-        let [ours, copies] = &host.lower;
-        let lower = if target == OURS { ours } else { copies };
+        let (target, lower) = (TARGETS[which], &host.lower[which]);
         let root = host.bundle.join("rootfs");
         let overlay = Mounted::overlay(Path::new(lower), &scratch, &root)?;
         fs::write(

@@ -126,7 +126,7 @@ impl Bench<'_> {
     fn ours(&self, count: usize) -> anyhow::Result<(f64, u64)> {
         let fleet = &self.fleet;
         let hosts: Vec<usize> = (FIRST..FIRST + count).collect();
-        let running = fleet.start(self.lend, &hosts)?;
+        let running = fleet.start(self.lend, &hosts, &["--fast-view", "off"])?;
         mounts::drop_caches(self.lend)?;
         let measured =
             fleet.at_once(&hosts, |host| command::run(&mut fleet.pull(host)).map(drop))?;

@@ -159,6 +159,8 @@ pub enum Change<K> {
         key: K,
         /// Whose.
         owner: OwnerId,
+        /// Its place in line.
+        ticket: u64,
     },
     /// An owner's lease ended: by itself, or because it said so.
     Ended {

@@ -387,7 +387,7 @@ fn write(
     for change in changes {
         match change {
             Change::Put(row) => tx.put_claim(row)?,
-            Change::Delete { key, owner } => tx.delete_claim(key, *owner)?,
+            Change::Delete { ticket, .. } => tx.delete_claim(*ticket)?,
             Change::Ended {
                 owner,
                 silent: true,
@@ -451,7 +451,7 @@ impl State {
 
     fn forget_ended(&mut self, changes: &[Change<Key>]) {
         for change in changes {
-            if let Change::Delete { key, owner } = change
+            if let Change::Delete { key, owner, .. } = change
                 && self.progress.get(key).is_some_and(|of| of.pull == *owner)
             {
                 self.progress.remove(key);

@@ -353,7 +353,7 @@ impl<K: Ord + Clone + Debug> Machine<K> {
         }
         // What the end of other leases made of these claims just now is no news any more.
         log.news.retain(|news| news.key != *key);
-        for Claim { owner, .. } in self.keys.remove(key).into_iter().flatten() {
+        for Claim { owner, ticket, .. } in self.keys.remove(key).into_iter().flatten() {
             if let Some(owner) = self.owners.get_mut(&owner) {
                 owner.keys.remove(key);
             }
@@ -361,6 +361,7 @@ impl<K: Ord + Clone + Debug> Machine<K> {
             log.changes.push(Change::Delete {
                 key: key.clone(),
                 owner,
+                ticket,
             });
             if owner != id {
                 let fence = None;
@@ -403,14 +404,19 @@ impl<K: Ord + Clone + Debug> Machine<K> {
         let Some(claims) = self.keys.get_mut(key) else {
             return;
         };
-        claims.retain(|claim| claim.owner != id);
+        let Some(at) = claims.iter().position(|claim| claim.owner == id) else {
+            return;
+        };
+        if let Some(Claim { ticket, .. }) = claims.remove(at) {
+            log.changes.push(Change::Delete {
+                key: key.clone(),
+                owner: id,
+                ticket,
+            });
+        }
         if claims.is_empty() {
             self.keys.remove(key);
         }
-        log.changes.push(Change::Delete {
-            key: key.clone(),
-            owner: id,
-        });
         // Granted by the same request as the lease before it ended: no news any more.
         log.news.retain(|news| news.owner != id || news.key != *key);
     }

@@ -171,7 +171,7 @@ impl World {
         for change in outcome.changes {
             match change {
                 Change::Put(row) => drop(self.written.insert((row.key, row.owner), row)),
-                Change::Delete { key, owner } => drop(self.written.remove(&(key, owner))),
+                Change::Delete { key, owner, .. } => drop(self.written.remove(&(key, owner))),
                 Change::Ended { .. } => {}
             }
         }

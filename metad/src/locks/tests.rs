@@ -429,8 +429,9 @@ proptest! {
                         }
                         written.insert((row.key, row.owner), row);
                     }
-                    Change::Delete { key, owner } => {
-                        prop_assert!(written.remove(&(key, owner)).is_some());
+                    Change::Delete { key, owner, ticket } => {
+                        let removed = written.remove(&(key, owner));
+                        prop_assert_eq!(removed.map(|row| row.ticket), Some(ticket));
                     }
                     Change::Ended { owner, .. } => {
                         prop_assert!(written.keys().all(|(_, other)| *other != owner));

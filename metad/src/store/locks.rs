@@ -3,7 +3,7 @@
 use super::{Read, Tx, from_sql, to_sql};
 use crate::{
     error::Error,
-    locks::{Key, Mode, OwnerId, Row},
+    locks::{Key, Mode, Row},
 };
 
 impl Read<'_> {
@@ -41,26 +41,25 @@ impl Tx<'_> {
     /// Writes a claim down, or that it was granted.
     pub(crate) fn put_claim(&self, row: &Row<Key>) -> Result<(), Error> {
         let mut put = self.connection.prepare_cached(
-            "INSERT INTO claims (key, pull, exclusive, ticket, fence) VALUES (?1, ?2, ?3, ?4, ?5)
-             ON CONFLICT (key, pull) DO UPDATE
-             SET exclusive = excluded.exclusive, ticket = excluded.ticket, fence = excluded.fence",
+            "INSERT INTO claims (ticket, key, pull, exclusive, fence) VALUES (?1, ?2, ?3, ?4, ?5)
+             ON CONFLICT (ticket) DO UPDATE SET fence = excluded.fence",
         )?;
         put.execute((
+            to_sql(row.ticket),
             row.key.to_string(),
             to_sql(row.owner),
             row.mode == Mode::Exclusive,
-            to_sql(row.ticket),
             row.fence.map(to_sql),
         ))?;
         Ok(())
     }
 
     /// Takes a claim away; one that went with its pull is not there any more.
-    pub(crate) fn delete_claim(&self, key: &Key, owner: OwnerId) -> Result<(), Error> {
+    pub(crate) fn delete_claim(&self, ticket: u64) -> Result<(), Error> {
         let mut delete = self
             .connection
-            .prepare_cached("DELETE FROM claims WHERE key = ?1 AND pull = ?2")?;
-        delete.execute((key.to_string(), to_sql(owner)))?;
+            .prepare_cached("DELETE FROM claims WHERE ticket = ?1")?;
+        delete.execute([to_sql(ticket)])?;
         Ok(())
     }
 }

@@ -74,3 +74,35 @@ fn foreign_keys_hold() {
     let outcome = writer.transaction(Sync::Process, |tx| tx.pin(1, 1));
     assert!(matches!(outcome, Err(Error::Store(_))));
 }
+
+#[test]
+fn the_journal_stays_short_while_others_write_and_read() {
+    let folder = tempfile::tempdir().unwrap();
+    let (store, mut writer) = Store::open(folder.path()).unwrap();
+    let journal = folder.path().join("metad.db-wal");
+    let long = u64::from(checkpoint::LONG_PAGES.unsigned_abs()) * 4200;
+    let mut write = |times: u32| {
+        for _ in 0..times {
+            let bumped = writer.transaction(Sync::Process, |tx| tx.bump(Counter::Number, 1));
+            bumped.unwrap();
+        }
+        std::fs::metadata(&journal).unwrap().len()
+    };
+    // Each writes one page at least.
+    let pages = checkpoint::LONG_PAGES.unsigned_abs();
+    assert!(write(8 * pages) < 3 * long);
+    // A reader that looks at what was before keeps it long, and no longer than that.
+    store
+        .read(|read| {
+            read.counter(Counter::Number)?;
+            assert!(write(4 * pages) > 3 * long);
+            Ok(())
+        })
+        .unwrap();
+    let longest = write(pages / 2);
+    assert_eq!(write(8 * pages), longest);
+    let written = store.read(|read| read.counter(Counter::Number)).unwrap();
+    drop((writer, store));
+    let (store, _writer) = Store::open(folder.path()).unwrap();
+    assert_eq!(store.read(|read| read.counter(Counter::Number)).unwrap(), written);
+}
