@@ -177,12 +177,7 @@ const THRESHOLDS: &[Threshold] = &[
         together::OURS,
         Bound::Growth("bytes, 1 host", 1.02),
     ),
-    of(
-        "tasks",
-        tasks::TIME,
-        VIEW,
-        Bound::Time(tasks::COPIES, 1.03),
-    ),
+    of("tasks", tasks::TIME, VIEW, Bound::Time(tasks::COPIES, 1.03)),
     of("open", "open size-1m", open::LS, Bound::AtMost(10.0)),
     of("open", "open size-5m", open::LS, Bound::AtMost(10.0)),
     of("open", "open size-130m", open::LS, Bound::AtMost(10.0)),
@@ -205,18 +200,20 @@ const THRESHOLDS: &[Threshold] = &[
     ),
 ];
 
-/// What the same run says of others that serve a missed promise by the same paths of the kernel: a FUSE
-/// file system with nothing to check, and files in memory, which are kept in single pages as FUSE's are.
-const PEERS: [&str; 2] = [SQUASHFUSE, TMPFS];
+/// What the same run says of others that meet the same limits of this machine as a missed promise does:
+/// for the directories a FUSE file system with nothing to check, and files in memory, which are kept in
+/// single pages as FUSE's are; for readers beside locks those of a metad that nobody locks.
+const PEERS: [(&str, &[&str]); 2] = [(DIRS, &[SQUASHFUSE, TMPFS]), (locks::BUSY, &[locks::APART])];
 
-/// A line on [`PEERS`], where they were measured beside the directories.
+/// A line on [`PEERS`], where they were measured.
 fn limits(threshold: &Threshold, reports: &[Report]) -> Option<String> {
-    let (DIRS, Bound::Speed(base, _)) = (threshold.target, threshold.bound) else {
+    let (_, peers) = PEERS.iter().find(|(of, _)| *of == threshold.target)?;
+    let (Bound::Speed(base, _) | Bound::Time(base, _)) = threshold.bound else {
         return None;
     };
     let of_command = |report: &&Report| report.command == threshold.command;
     let report = reports.iter().find(of_command)?;
-    let speeds: Vec<String> = PEERS
+    let speeds: Vec<String> = peers
         .iter()
         .filter_map(|peer| {
             let peer_threshold = Threshold {

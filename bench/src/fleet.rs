@@ -167,10 +167,7 @@ impl<'a> Fleet<'a> {
         let mut metad = self.daemon(POOL, &["metad", "--listen", &listen])?;
         let socket = self.dir(POOL, "run").join("metad.sock");
         metad.wait_ready(READY, || socket.exists())?;
-        let (lend, listen) = (
-            lend.to_string(),
-            format!("{}:{DONOR_PORT}", address(POOL)),
-        );
+        let (lend, listen) = (lend.to_string(), format!("{}:{DONOR_PORT}", address(POOL)));
         let donor = ["donor", "--lend", &lend, "--listen", &listen];
         let mut donor = self.daemon(POOL, &[&donor[..], &["--on-stop", "drop"]].concat())?;
         donor.wait_ready(READY, || {

@@ -37,7 +37,11 @@ pub(crate) const BUSY: &str = "under locks";
 pub(crate) const PAIRS: &str = "pairs";
 /// From the wish to the grant.
 pub(crate) const GRANT: &str = "grant p99";
+/// Readers of another metad on the same processors, which nobody locks.
+pub(crate) const APART: &str = "apart";
 /// One `Locate`, which is what nodes ask most.
+const READ_MEDIAN: &str = "read median";
+/// The same.
 pub(crate) const READ: &str = "read p99";
 
 const CLIENTS: u32 = 1000;
@@ -62,18 +66,9 @@ pub(crate) fn run(common: &Common, place: &Place) -> anyhow::Result<Report> {
         "clients".to_owned(),
         format!("{clients}, a pair every {} ms each", PAUSE.as_millis()),
     );
-    let (run, state) = (place.short.join("locks"), place.work.join("locks"));
-    for dir in [&run, &state] {
-        fs::create_dir_all(dir)?;
-    }
-    let mut metad = Command::new(&common.harbour);
-    metad.arg("metad").env_remove("HARBOUR_CONFIG");
-    metad.arg("--run-dir").arg(&run);
-    metad.arg("--state-dir").arg(&state);
-    let socket = run.join("metad.sock");
-    let mut metad = Daemon::start(&mut metad, &place.work.join("locks.log"))?;
-    metad.wait_ready(READY, || socket.exists())?;
-    let endpoint = Endpoint::Unix(socket);
+    let (_metad, endpoint) = start(common, place, "locks")?;
+    // Another one, for what a reader notices of the processors' other work alone.
+    let (_apart, apart) = start(common, place, "apart")?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
         .enable_all()
@@ -82,22 +77,54 @@ pub(crate) fn run(common: &Common, place: &Place) -> anyhow::Result<Report> {
         let mut sessions = open(&endpoint, clients).await?;
         for round in 0..rounds {
             command::note(&format!("round {} of {rounds}: locks", round + 1));
-            let over = Arc::new(AtomicBool::new(false));
-            let reading = tokio::spawn(reading(endpoint.clone(), Arc::clone(&over)));
-            let (grants, took);
-            (sessions, grants, took) = turns(sessions, time).await?;
-            over.store(true, Ordering::Relaxed);
-            let busy = reading.await??;
-            let pairs = grants.len() as f64 / took.as_secs_f64() / 1e3;
-            report.add(PAIRS, "", METAD, K_PER_S, pairs);
-            report.add(GRANT, "", METAD, MILLIS, p99(grants));
-            report.add(READ, "", BUSY, MILLIS, p99(busy));
+            for (target, asked) in [(BUSY, &endpoint), (APART, &apart)] {
+                let over = Arc::new(AtomicBool::new(false));
+                let reading = reading(asked.clone(), Arc::clone(&over), Duration::MAX);
+                let (grants, took);
+                (sessions, grants, took) = turns(sessions, time).await?;
+                over.store(true, Ordering::Relaxed);
+                add_reads(&mut report, target, reading).await?;
+                if target == BUSY {
+                    let pairs = grants.len() as f64 / took.as_secs_f64() / 1e3;
+                    report.add(PAIRS, "", METAD, K_PER_S, pairs);
+                    report.add(GRANT, "", METAD, MILLIS, quantile(&grants, 99));
+                }
+            }
             // Afterwards: sessions of which nothing is heard end with their pulls' leases.
-            let idle = read(&endpoint, Arc::new(AtomicBool::new(false)), time / 3).await?;
-            report.add(READ, "", IDLE, MILLIS, p99(idle));
+            let over = Arc::new(AtomicBool::new(false));
+            let idle = reading(endpoint.clone(), over, time / 3);
+            add_reads(&mut report, IDLE, idle).await?;
         }
         Ok(report)
     })
+}
+
+fn start(common: &Common, place: &Place, name: &str) -> anyhow::Result<(Daemon, Endpoint)> {
+    let (run, state) = (place.short.join(name), place.work.join(name));
+    for dir in [&run, &state] {
+        fs::create_dir_all(dir)?;
+    }
+    let mut metad = Command::new(&common.harbour);
+    metad.arg("metad").env_remove("HARBOUR_CONFIG");
+    metad.arg("--run-dir").arg(&run);
+    metad.arg("--state-dir").arg(&state);
+    let socket = run.join("metad.sock");
+    let log = place.work.join(format!("{name}.log"));
+    let mut metad = Daemon::start(&mut metad, &log)?;
+    metad.wait_ready(READY, || socket.exists())?;
+    Ok((metad, Endpoint::Unix(socket)))
+}
+
+/// Waits for a reader's end, and reports what it found.
+async fn add_reads(report: &mut Report, target: &str, reading: Reading) -> anyhow::Result<()> {
+    let times = tokio::task::spawn_blocking(|| reading.join()).await?;
+    let Ok(times) = times else {
+        anyhow::bail!("the reader panicked");
+    };
+    let times = times?;
+    report.add(READ_MEDIAN, "", target, MILLIS, quantile(&times, 50));
+    report.add(READ, "", target, MILLIS, quantile(&times, 99));
+    Ok(())
 }
 
 /// One pull and its session for each client.
@@ -193,8 +220,17 @@ async fn wait(session: &mut LockSession, wanted: LockOutcome) -> anyhow::Result<
         .context("a lock was not served in time")?
 }
 
-async fn reading(endpoint: Endpoint, over: Arc<AtomicBool>) -> anyhow::Result<Vec<Duration>> {
-    read(&endpoint, over, Duration::MAX).await
+type Reading = std::thread::JoinHandle<anyhow::Result<Vec<Duration>>>;
+
+/// A reader on a thread of its own: it does not wait for its turn among a thousand clients, which are
+/// elsewhere in a cluster.
+fn reading(endpoint: Endpoint, over: Arc<AtomicBool>, time: Duration) -> Reading {
+    std::thread::spawn(move || {
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()?;
+        runtime.block_on(read(&endpoint, over, time))
+    })
 }
 
 /// Asks for layers until it is over or `time` has passed.
@@ -220,10 +256,11 @@ async fn read(
     Ok(times)
 }
 
-/// In milliseconds.
-fn p99(mut times: Vec<Duration>) -> f64 {
+/// So many of a hundred took at most this, in milliseconds.
+fn quantile(times: &[Duration], of_100: usize) -> f64 {
+    let mut times = times.to_vec();
     times.sort_unstable();
-    let at = times.len().saturating_sub(1) * 99 / 100;
+    let at = times.len().saturating_sub(1) * of_100 / 100;
     times
         .get(at)
         .map_or(f64::NAN, |time| time.as_secs_f64() * 1e3)

@@ -51,7 +51,11 @@ const PROGRAM: &str = "import collections, hashlib, json, sys\n\
 /// Runs it.
 pub(crate) fn run(common: &Common, place: &Place) -> anyhow::Result<Report> {
     let rounds = common.rounds(3);
-    let (blocks, block) = if common.quick { (1, 2) } else { (BLOCKS, BLOCK) };
+    let (blocks, block) = if common.quick {
+        (1, 2)
+    } else {
+        (BLOCKS, BLOCK)
+    };
     let mut report = Report::new("tasks", rounds, common.quick, &[COPIES]);
     let data = Data::load(&common.data)?;
     if !data.python {
@@ -152,7 +156,10 @@ impl<'a> Scene<'a> {
         report.add(RECEIVED, "", COPIES, MIB, mib(sent));
         for host in hosts {
             for layer in layers {
-                unpack(&blobs(*host).join(&layer.blob), &local(*host).join(&layer.diff_id))?;
+                unpack(
+                    &blobs(*host).join(&layer.blob),
+                    &local(*host).join(&layer.diff_id),
+                )?;
             }
             sandbox::remove(&blobs(*host))?;
         }
@@ -184,7 +191,9 @@ impl<'a> Scene<'a> {
             let running: Vec<_> = self
                 .hosts
                 .iter()
-                .map(|host| scope.spawn(move || (0..tasks).try_for_each(|_| self.task(host, which))))
+                .map(|host| {
+                    scope.spawn(move || (0..tasks).try_for_each(|_| self.task(host, which)))
+                })
                 .collect();
             running.into_iter().try_for_each(|host| {
                 let panicked = |_| Err(anyhow::anyhow!("a thread panicked"));
@@ -226,7 +235,10 @@ impl<'a> Scene<'a> {
 
 /// Paths of lower directories as an overlay takes them, from the lowest first.
 fn lower(layers: impl DoubleEndedIterator<Item = PathBuf>) -> String {
-    let paths: Vec<String> = layers.rev().map(|path| path.display().to_string()).collect();
+    let paths: Vec<String> = layers
+        .rev()
+        .map(|path| path.display().to_string())
+        .collect();
     paths.join(":")
 }
 

@@ -104,7 +104,11 @@ impl Shared {
             self.set(State::Idle);
             // Short of all of it when a reader looks at what was before: then once more, later.
             return match wal.checkpoint() {
-                Err(error) if error.sqlite_error_code() == Some(rusqlite::ErrorCode::DatabaseBusy) => Ok(()),
+                Err(error)
+                    if error.sqlite_error_code() == Some(rusqlite::ErrorCode::DatabaseBusy) =>
+                {
+                    Ok(())
+                }
                 done => done,
             };
         }
@@ -125,9 +129,10 @@ impl Shared {
                 State::Long => {
                     drop(state);
                     let begun = Instant::now();
-                    let copied = connection.query_row("PRAGMA wal_checkpoint(PASSIVE)", [], |row| {
-                        Ok((row.get::<_, i32>(1)?, row.get::<_, i32>(2)?))
-                    });
+                    let copied =
+                        connection.query_row("PRAGMA wal_checkpoint(PASSIVE)", [], |row| {
+                            Ok((row.get::<_, i32>(1)?, row.get::<_, i32>(2)?))
+                        });
                     let took: Duration = begun.elapsed();
                     match copied {
                         Ok((pages, copied)) => {

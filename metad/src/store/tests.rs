@@ -99,10 +99,13 @@ fn the_journal_stays_short_while_others_write_and_read() {
             Ok(())
         })
         .unwrap();
-    let longest = write(pages / 2);
-    assert_eq!(write(8 * pages), longest);
+    write(pages / 2);
+    assert!(write(8 * pages) < 3 * long);
     let written = store.read(|read| read.counter(Counter::Number)).unwrap();
     drop((writer, store));
     let (store, _writer) = Store::open(folder.path()).unwrap();
-    assert_eq!(store.read(|read| read.counter(Counter::Number)).unwrap(), written);
+    assert_eq!(
+        store.read(|read| read.counter(Counter::Number)).unwrap(),
+        written
+    );
 }
