@@ -24,6 +24,7 @@ use crate::{
     link::Ways,
     output,
     stop::Stop,
+    waiting,
 };
 use anyhow::Context as _;
 use clap::CommandFactory as _;
@@ -176,6 +177,13 @@ impl Context {
     pub async fn client(&self) -> anyhow::Result<Client> {
         let (endpoint, trust) = (self.endpoint()?, self.trust()?);
         Ok(Client::connect_with(&endpoint, &trust, Duration::from_secs(10)).await?)
+    }
+
+    /// The same, where metad may be on its way up: it is waited for a little.
+    pub async fn client_soon(&self, stop: &Stop) -> anyhow::Result<Client> {
+        let (endpoint, trust) = (self.endpoint()?, self.trust()?);
+        let connect = || Client::connect_with(&endpoint, &trust, Duration::from_secs(10));
+        Ok(waiting::for_metad(&stop.flag(), connect).await?)
     }
 
     /// What the connection to metad rests on. Certificates are looked at where they are needed.

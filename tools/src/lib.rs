@@ -21,6 +21,7 @@ pub mod output;
 pub mod progress;
 pub mod size;
 pub mod stop;
+pub mod waiting;
 pub mod xattr;
 
 use std::process::ExitCode;

@@ -35,7 +35,7 @@ pub(super) fn run(context: &Context, args: cli::Pull) -> anyhow::Result<ExitCode
     let runtime = context.runtime()?;
     let outcome = runtime.block_on(async {
         let stop = Stop::on_signals()?;
-        let client = context.client().await?;
+        let client = context.client_soon(&stop).await?;
         let section = &context.file.pull;
         let ways = context.ways(section.transport, section.rdma_device.as_ref())?;
         let link = Arc::new(Link::new(Access::ReadWrite, &ways));

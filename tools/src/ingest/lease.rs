@@ -15,16 +15,13 @@ use harbour_metad_client::{Client, Error as ClientError, v1};
 use tokio::runtime::Handle;
 
 use super::{IngestError, packer::Place};
-use crate::link::Link;
+use crate::{link::Link, waiting};
 
 /// Longest time for writing one pack into a donor's memory.
 const WRITE_LIMIT: Duration = Duration::from_secs(30);
 
 /// Between attempts to reach a metad that has gone.
 const AGAIN: Duration = Duration::from_millis(200);
-
-/// How long a metad that is just being started, or started again, is waited for before a pull begins.
-const BEGIN_LIMIT: Duration = Duration::from_secs(5);
 
 /// Times that space for one pack is asked for when donors fail.
 const STORE_TRIES: usize = 4;
@@ -79,7 +76,7 @@ impl Pull {
             pid: std::process::id(),
             replicas,
         };
-        let lease = begin_lease(&client, request, &stopped).await?;
+        let lease = waiting::for_metad(&stopped, || client.begin(request.clone())).await?;
         let pull = v1::PullRef {
             pull: lease.pull,
             token: lease.token,
@@ -344,31 +341,6 @@ impl Pull {
         self.inner.renewal.abort();
         if let Err(error) = self.inner.client.abort(self.inner.pull).await {
             tracing::debug!(%error, "the pull could not be aborted; its lease will run out");
-        }
-    }
-}
-
-/// Asks metad for a lease, for [`BEGIN_LIMIT`] where it cannot be reached: it may be on its way up.
-async fn begin_lease(
-    client: &Client,
-    request: v1::BeginRequest,
-    stopped: &AtomicBool,
-) -> Result<v1::PullLease, IngestError> {
-    let limit = Instant::now() + BEGIN_LIMIT;
-    let mut told = false;
-    loop {
-        match client.begin(request.clone()).await {
-            Err(error @ ClientError::Unavailable { .. }) if Instant::now() + AGAIN < limit => {
-                if stopped.load(Ordering::Relaxed) {
-                    return Err(IngestError::Cancelled);
-                }
-                if !told {
-                    tracing::warn!(%error, limit = ?BEGIN_LIMIT, "waiting for metad");
-                    told = true;
-                }
-                tokio::time::sleep(AGAIN).await;
-            }
-            other => return Ok(other?),
         }
     }
 }
