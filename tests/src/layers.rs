@@ -4,12 +4,15 @@
 use std::{
     io::Write,
     path::{Path, PathBuf},
+    time::Duration,
 };
 
 use anyhow::{Context, Result};
 use flate2::{Compression, write::GzEncoder};
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
+
+use crate::shell;
 
 const BLOCK: usize = 512;
 
@@ -359,6 +362,28 @@ impl Layout {
             index.to_string(),
         )?)
     }
+}
+
+/// Programs of this machine with their libraries, as a layer.
+pub fn programs(names: &[&str]) -> Result<Vec<Entry>> {
+    let mut paths: Vec<String> = names.iter().map(|name| (*name).to_owned()).collect();
+    for program in names {
+        let listed = shell::check("ldd", [program], Duration::from_secs(60))?;
+        for word in listed.text().split_whitespace() {
+            if word.starts_with('/') && !paths.iter().any(|path| path == word) {
+                paths.push(word.to_owned());
+            }
+        }
+    }
+    let entry = |path: &String| -> Result<Entry> {
+        let data = std::fs::read(path).with_context(|| format!("reading {path}"))?;
+        let name = path.trim_start_matches('/');
+        Ok(Entry {
+            mode: 0o755,
+            ..Entry::file(name, data)
+        })
+    };
+    paths.iter().map(entry).collect()
 }
 
 /// This machine's architecture, in the words that images use.

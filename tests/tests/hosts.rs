@@ -10,7 +10,7 @@ use std::{
 use harbour_tests::{
     cluster::{Part, Pulled},
     hosts::{Family, Hosts},
-    layers::{Entry, Layout, digest, noise},
+    layers::{Entry, Layout, digest, noise, programs},
     shell,
 };
 
@@ -22,28 +22,6 @@ const FILE_BYTES: usize = 3 << 20;
 const FILES: usize = 12;
 /// No read may stand still for longer.
 const STALL_LIMIT: Duration = Duration::from_secs(3);
-
-fn executable(path: &str) -> Entry {
-    let data = fs::read(path).unwrap_or_else(|e| panic!("{path}: {e}"));
-    Entry {
-        mode: 0o755,
-        ..Entry::file(path.trim_start_matches('/'), data)
-    }
-}
-
-/// `sh` and `sha256sum` of this machine with their libraries, as a layer.
-fn programs() -> Vec<Entry> {
-    let mut paths = vec!["/bin/sh".to_owned(), "/usr/bin/sha256sum".to_owned()];
-    for program in paths.clone() {
-        let listed = shell::check("ldd", [&program], Duration::from_secs(10)).unwrap();
-        for word in listed.text().split_whitespace() {
-            if word.starts_with('/') && !paths.iter().any(|path| path == word) {
-                paths.push(word.to_owned());
-            }
-        }
-    }
-    paths.iter().map(|path| executable(path)).collect()
-}
 
 struct Image {
     layout: Layout,
@@ -64,7 +42,8 @@ fn image(dir: &Path) -> Image {
     for name in ["proc", "dev"] {
         files.push(Entry::dir(name));
     }
-    layout.image("i", &[programs(), files]).unwrap();
+    let programs = programs(&["/bin/sh", "/usr/bin/sha256sum"]).unwrap();
+    layout.image("i", &[programs, files]).unwrap();
     Image { layout, sums }
 }
 

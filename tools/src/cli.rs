@@ -6,6 +6,10 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use crate::{advertise::Advertised, config};
 
+pub mod container;
+
+use container::{Bundle, Mount, Run, Umount};
+
 /// Unpacks container images once, keeps them in memory that hosts lend, and serves them as
 /// directories.
 #[derive(Debug, Parser)]
@@ -66,6 +70,21 @@ pub enum Command {
     Audit(Listing),
     /// Tell where the bytes of a file under the mount come from
     Why(Why),
+    /// Run a container of an image, without an engine
+    ///
+    /// The image has to be in the pool (harbour pull). Its root is the image with a writable layer on top,
+    /// which goes with the container; a runtime (runc or crun) does the rest. It is on this host's network,
+    /// or on none. The exit code is that of the command; 126 and 127 as in a shell.
+    Run(Run),
+    /// Make an OCI bundle of an image, for a runtime
+    ///
+    /// DIR gets config.json, made of the image's own, and rootfs, where the image is mounted with a writable
+    /// layer on top (in DIR too). Afterwards: runc run --bundle DIR NAME; then umount DIR/rootfs.
+    Bundle(Bundle),
+    /// Mount an image with a writable layer on top
+    Mount(Mount),
+    /// Take such a mount away, and what was written to it
+    Umount(Umount),
     /// Check this host and say what is wrong and how to mend it
     Doctor(Listing),
     /// Lend memory of this host to the pool

@@ -2,6 +2,7 @@
 
 mod audit;
 mod certs;
+mod container;
 mod daemon;
 mod doctor;
 mod donor;
@@ -85,6 +86,10 @@ pub fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Status(args) => status::run(&context, &args),
         Command::Audit(args) => audit::run(&context, &args),
         Command::Why(args) => why::run(&context, &args),
+        Command::Run(args) => container::run(&context, args),
+        Command::Bundle(args) => container::bundle(&context, args),
+        Command::Mount(args) => container::mount(&context, &args),
+        Command::Umount(args) => container::umount(&context, &args),
         Command::Doctor(args) => doctor::run(&context, &args),
         Command::Donor(args) => donor::run(&context, args),
         Command::Metad(args) => metad::run(&context, args),

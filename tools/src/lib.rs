@@ -10,6 +10,7 @@ pub mod bounded;
 pub mod cli;
 pub mod commands;
 pub mod config;
+pub mod container;
 pub mod donor;
 pub mod failpoint;
 pub mod failure;

@@ -2,11 +2,11 @@
 
 use std::{collections::BTreeMap, fs, path::Path, process::Command, sync::Arc, time::Duration};
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 
 use super::plan::Dice;
 use crate::{
-    layers::{Entry, Layout, digest},
+    layers::{Entry, Layout, digest, programs},
     shell,
 };
 
@@ -38,7 +38,7 @@ pub(super) struct Content {
 pub(super) fn make(dir: &Path) -> Result<(Layout, Content)> {
     let mut layout = Layout::create(&dir.join("layout"))?;
     let mut files = BTreeMap::new();
-    let mut layers = vec![programs()?];
+    let mut layers = vec![programs(&PROGRAMS)?];
     for name in FIO_FILES {
         let bytes = fio_file(&dir.join("written-by-fio"), name)?;
         layers.push(vec![Entry::dir("fio"), Entry::file(name, bytes.clone())]);
@@ -78,26 +78,4 @@ fn fio_file(path: &Path, name: &str) -> Result<Vec<u8>> {
     let bytes = fs::read(path)?;
     fs::remove_file(path)?;
     Ok(bytes)
-}
-
-/// Programs of this machine with their libraries.
-fn programs() -> Result<Vec<Entry>> {
-    let mut paths: Vec<String> = PROGRAMS.map(str::to_owned).into();
-    for program in PROGRAMS {
-        let listed = shell::check("ldd", [program], LIMIT)?;
-        for word in listed.text().split_whitespace() {
-            if word.starts_with('/') && !paths.iter().any(|path| path == word) {
-                paths.push(word.to_owned());
-            }
-        }
-    }
-    let entry = |path: &String| -> Result<Entry> {
-        let data = fs::read(path).with_context(|| format!("reading {path}"))?;
-        let name = path.trim_start_matches('/');
-        Ok(Entry {
-            mode: 0o755,
-            ..Entry::file(name, data)
-        })
-    };
-    paths.iter().map(entry).collect()
 }
