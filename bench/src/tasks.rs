@@ -81,16 +81,15 @@ pub(crate) fn run(common: &Common, place: &Place) -> anyhow::Result<Report> {
         mounts::drop_caches(lend)?;
         let mut seconds = [0.0; TARGETS.len()];
         for part in 0..blocks {
-            command::note(&format!(
-                "round {} of {rounds}: block {} of {blocks}",
-                round + 1,
-                part + 1
-            ));
+            let mut said = format!("round {} of {rounds}: block {}", round + 1, part + 1);
             // Who is first changes from block to block.
             for turn in 0..TARGETS.len() {
                 let which = (turn + part) % TARGETS.len();
-                seconds[which] += scene.block(which, block)?;
+                let took = scene.block(which, block)?;
+                seconds[which] += took;
+                said += &format!(", {} {took:.2} s", TARGETS[which]);
             }
+            command::note(&said);
         }
         for (target, seconds) in TARGETS.into_iter().zip(seconds) {
             report.add(TIME, "", target, SECONDS, seconds);
