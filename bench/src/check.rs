@@ -166,6 +166,12 @@ const THRESHOLDS: &[Threshold] = &[
         Bound::Time(locks::IDLE, 1.2),
     ),
     of(
+        "locks",
+        locks::READ,
+        locks::BUSY,
+        Bound::Time(locks::APART, 1.2),
+    ),
+    of(
         "together",
         "time, 20 hosts",
         together::OURS,
