@@ -356,7 +356,7 @@ impl Drop for Taken<'_> {
 
 fn tune(connection: &Connection) -> Result<(), Error> {
     // A statement whose plan might depend on what is bound to it is compiled again with each binding,
-    // which took nine tenths of a lookup's time. Ours name the conditions of partial indexes themselves.
+    // which took most of a lookup's time. Ours name the conditions of partial indexes themselves.
     connection.set_db_config(DbConfig::SQLITE_DBCONFIG_ENABLE_QPSG, true)?;
     connection.pragma_update(None, "mmap_size", MMAP_BYTES)?;
     connection.pragma_update(None, "temp_store", "memory")?;

@@ -9,7 +9,7 @@ use std::{
     path::Path,
     sync::Arc,
     thread::{self, JoinHandle},
-    time::{Duration, Instant},
+    time::Instant,
 };
 
 use parking_lot::{Condvar, Mutex};
@@ -64,7 +64,8 @@ impl Checkpoints {
         let watching = Arc::clone(&shared);
         let mut next = LONG_PAGES;
         writer.wal_hook(Some(move |wal: &mut Wal, pages: i32| {
-            watching.committed(wal, pages, &mut next)
+            watching.committed(wal, pages, &mut next);
+            Ok(())
         }))?;
         Ok(Self {
             shared,
@@ -95,28 +96,24 @@ impl Shared {
     }
 
     /// A transaction has committed, and the journal has so many pages. The thread is woken at `next`.
-    fn committed(&self, wal: &mut Wal, pages: i32, next: &mut i32) -> rusqlite::Result<()> {
+    ///
+    /// What goes wrong with the copying is no error of the transaction: that is in the journal.
+    fn committed(&self, wal: &mut Wal, pages: i32, next: &mut i32) {
+        let copied = *self.state.lock() == State::Copied;
+        if copied {
+            self.set(State::Idle);
+        }
         if pages < LONG_PAGES {
             *next = LONG_PAGES;
-            return Ok(());
-        }
-        if *self.state.lock() == State::Copied {
-            self.set(State::Idle);
+        } else if copied {
             // Short of all of it when a reader looks at what was before: then once more, later.
-            return match wal.checkpoint() {
-                Err(error)
-                    if error.sqlite_error_code() == Some(rusqlite::ErrorCode::DatabaseBusy) =>
-                {
-                    Ok(())
-                }
-                done => done,
-            };
-        }
-        if pages >= *next {
+            if let Err(error) = wal.checkpoint() {
+                tracing::debug!(%error, "the rest of the journal was not copied");
+            }
+        } else if pages >= *next {
             *next = pages.saturating_add(LONG_PAGES);
             self.set(State::Long);
         }
-        Ok(())
     }
 
     /// What the thread does.
@@ -133,7 +130,7 @@ impl Shared {
                         connection.query_row("PRAGMA wal_checkpoint(PASSIVE)", [], |row| {
                             Ok((row.get::<_, i32>(1)?, row.get::<_, i32>(2)?))
                         });
-                    let took: Duration = begun.elapsed();
+                    let took = begun.elapsed();
                     match copied {
                         Ok((pages, copied)) => {
                             tracing::debug!(pages, copied, ?took, "the journal was copied");

@@ -33,17 +33,24 @@ pub struct Wish {
     /// Give it a terminal
     #[arg(short, long)]
     pub tty: bool,
+    /// What to run in it [default: what the image says]
+    #[arg(
+        value_name = "COMMAND",
+        trailing_var_arg = true,
+        allow_hyphen_values = true
+    )]
+    pub command: Vec<String>,
 }
 
 impl Wish {
     /// As the container's configuration wants it.
-    pub fn wanted(self, command: Vec<String>, hostname: String) -> Wanted {
+    pub fn wanted(self, hostname: String) -> Wanted {
         let variable = |text: String| match text.contains('=') {
             true => Some(text),
             false => Some(format!("{text}={}", std::env::var(&text).ok()?)),
         };
         Wanted {
-            command,
+            command: self.command,
             entrypoint: self.entrypoint,
             env: self.env.into_iter().filter_map(variable).collect(),
             dir: self.workdir,
@@ -65,40 +72,26 @@ pub struct Run {
     /// OCI runtime: runc, crun, or a path [default: the first of these that is installed]
     #[arg(long, value_name = "PROGRAM")]
     pub runtime: Option<PathBuf>,
-    /// What is wanted of it.
-    #[command(flatten)]
-    pub wish: Wish,
     /// An image that is in the pool
     #[arg(value_name = "IMAGE")]
     pub image: String,
-    /// What to run in it [default: what the image says]
-    #[arg(
-        value_name = "COMMAND",
-        trailing_var_arg = true,
-        allow_hyphen_values = true
-    )]
-    pub command: Vec<String>,
+    /// What is wanted of it.
+    #[command(flatten)]
+    pub wish: Wish,
 }
 
 /// `harbour bundle`
 #[derive(Debug, Args)]
 pub struct Bundle {
-    /// What is wanted of it.
-    #[command(flatten)]
-    pub wish: Wish,
     /// An image that is in the pool
     #[arg(value_name = "IMAGE")]
     pub image: String,
     /// A directory that is empty or does not exist
     #[arg(value_name = "DIR")]
     pub dir: PathBuf,
-    /// What to run in it [default: what the image says]
-    #[arg(
-        value_name = "COMMAND",
-        trailing_var_arg = true,
-        allow_hyphen_values = true
-    )]
-    pub command: Vec<String>,
+    /// What is wanted of it.
+    #[command(flatten)]
+    pub wish: Wish,
 }
 
 /// `harbour mount`

@@ -41,7 +41,7 @@ pub(super) fn run(context: &Context, args: Run) -> anyhow::Result<ExitCode> {
     let outcome = (|| {
         overlay::mount(&image.lower, Some(&home.upper()), &rootfs)?;
         let user = args.wish.user.clone();
-        let wanted = args.wish.wanted(args.command, name.clone());
+        let wanted = args.wish.wanted(name.clone());
         configure(&image, user.as_deref(), &wanted, home.dir(), &rootfs)?;
         fs::create_dir_all(&runner.root)
             .with_context(|| format!("cannot create {}", runner.root.display()))?;
@@ -71,7 +71,7 @@ pub(super) fn bundle(context: &Context, args: Bundle) -> anyhow::Result<ExitCode
     overlay::mount(&image.lower, Some(&upper), &rootfs)?;
     let user = args.wish.user.clone();
     let hostname = dir.file_name().unwrap_or_default().to_string_lossy();
-    let wanted = args.wish.wanted(args.command, hostname.into_owned());
+    let wanted = args.wish.wanted(hostname.into_owned());
     if let Err(error) = configure(&image, user.as_deref(), &wanted, &dir, &rootfs) {
         overlay::unmount(&rootfs, true)?;
         return Err(error);
@@ -111,7 +111,6 @@ pub(super) fn mount(context: &Context, args: &Mount) -> anyhow::Result<ExitCode>
 pub(super) fn umount(context: &Context, args: &Umount) -> anyhow::Result<ExitCode> {
     root_only("umount")?;
     for dir in &args.dirs {
-        // Not resolved by the file system: what is mounted there may not answer.
         let target = absolute(dir)?;
         let target = fs::canonicalize(&target).unwrap_or(target);
         let home = Home::of_mounted(&context.places.state, &target);
