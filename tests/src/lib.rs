@@ -7,6 +7,7 @@
 
 pub mod beside;
 pub mod cluster;
+pub mod engines;
 pub mod faults;
 pub mod fixtures;
 pub mod hosts;
