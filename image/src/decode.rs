@@ -25,6 +25,7 @@ pub mod memory;
 mod path;
 mod pax;
 mod sparse;
+pub mod split;
 mod stream;
 mod walk;
 mod xattr;

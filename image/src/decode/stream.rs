@@ -288,6 +288,8 @@ pub(super) struct TarStream<'a> {
     blob_bytes: u64,
     ended: bool,
     hasher: Sha256,
+    /// Bytes taken since [`Self::record`], when they are wanted.
+    record: Option<Vec<u8>>,
 }
 
 impl<'a> TarStream<'a> {
@@ -307,12 +309,31 @@ impl<'a> TarStream<'a> {
             blob_bytes: 0,
             ended: false,
             hasher: Sha256::new(),
+            record: None,
         }
     }
 
     /// Offset of the next byte.
     pub(super) fn position(&self) -> u64 {
         self.position
+    }
+
+    /// Keeps what is taken from here on, for [`Self::recorded`].
+    pub(super) fn record(&mut self) {
+        self.record = Some(Vec::new());
+    }
+
+    /// What was taken since [`Self::record`]; from here on nothing is kept.
+    pub(super) fn recorded(&mut self) -> Vec<u8> {
+        self.record.take().unwrap_or_default()
+    }
+
+    /// As many bytes as the current chunk still has, whatever they are; nothing at the end of the stream.
+    pub(super) fn rest(&mut self) -> Result<Option<&[u8]>, Kind> {
+        if !self.fill()? {
+            return Ok(None);
+        }
+        self.piece(usize::MAX, "the end").map(Some)
     }
 
     /// The next block of 512 bytes, or nothing at the end of the stream.
@@ -357,7 +378,7 @@ impl<'a> TarStream<'a> {
     }
 
     /// One to `max` bytes, as many as the current chunk still has.
-    fn piece(&mut self, max: usize, inside: &'static str) -> Result<&[u8], Kind> {
+    pub(super) fn piece(&mut self, max: usize, inside: &'static str) -> Result<&[u8], Kind> {
         if !self.fill()? {
             return Err(Kind::Truncated {
                 at: self.position,
@@ -368,6 +389,9 @@ impl<'a> TarStream<'a> {
         let count = max.min(self.chunk.len() - from);
         self.taken += count;
         self.position += count as u64;
+        if let Some(record) = &mut self.record {
+            record.extend_from_slice(&self.chunk[from..from + count]);
+        }
         Ok(&self.chunk[from..from + count])
     }
 
