@@ -7,8 +7,10 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use crate::{advertise::Advertised, config};
 
 pub mod container;
+pub mod docker;
 
 use container::{Bundle, Mount, Run, Umount};
+use docker::DockerArgs;
 
 /// Unpacks container images once, keeps them in memory that hosts lend, and serves them as
 /// directories.
@@ -85,6 +87,8 @@ pub enum Command {
     Mount(Mount),
     /// Take such a mount away, and what was written to it
     Umount(Umount),
+    /// Give images of the pool to a Docker daemon with the overlay2 store
+    Docker(DockerArgs),
     /// Check this host and say what is wrong and how to mend it
     Doctor(Listing),
     /// Lend memory of this host to the pool

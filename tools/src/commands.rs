@@ -4,6 +4,7 @@ mod audit;
 mod certs;
 mod container;
 mod daemon;
+mod docker;
 mod doctor;
 mod donor;
 mod list;
@@ -90,6 +91,7 @@ pub fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Bundle(args) => container::bundle(&context, args),
         Command::Mount(args) => container::mount(&context, &args),
         Command::Umount(args) => container::umount(&context, &args),
+        Command::Docker(args) => docker::run(&context, &args),
         Command::Doctor(args) => doctor::run(&context, &args),
         Command::Donor(args) => donor::run(&context, args),
         Command::Metad(args) => metad::run(&context, args),
@@ -104,7 +106,7 @@ fn start_log(command: &Command, verbose: u8) {
     let daemon = matches!(
         command,
         Command::Up(_) | Command::Donor(_) | Command::Metad(_) | Command::Node(_)
-    );
+    ) || matches!(command, Command::Docker(args) if args.follows());
     let level = match (verbose, daemon) {
         (0, false) => "warn",
         (0, true) => "info",

@@ -11,6 +11,7 @@ pub mod cli;
 pub mod commands;
 pub mod config;
 pub mod container;
+pub mod docker;
 pub mod donor;
 pub mod failpoint;
 pub mod failure;

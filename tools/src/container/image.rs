@@ -44,14 +44,55 @@ impl Image {
     /// # Errors
     /// No name of an image, one that the mount does not show, or a mount that does not answer.
     pub fn find(places: &Places, image: &str) -> anyhow::Result<Self> {
-        let usage = |what: String| {
-            let next = "see the names with: harbour images";
-            failure::failure(Code::Usage, what, next)
+        let Documents {
+            name,
+            manifest,
+            config,
+        } = Documents::find(places, image)?;
+        let config = ImageConfig::parse(&config)
+            .with_context(|| format!("the config of {name} is damaged"))?;
+        let view = places.views().join(Digest::of(&manifest).short());
+        let lower = match is_mounted(&view) {
+            true => vec![view],
+            false => layers(&places.mount, &config.diff_ids),
         };
+        anyhow::ensure!(!lower.is_empty(), "{name} has no layers");
+        Ok(Self {
+            name,
+            config,
+            lower,
+        })
+    }
+}
+
+/// Manifest and config of an image, as they were published.
+#[derive(Debug)]
+pub struct Documents {
+    /// Its name in the catalogue.
+    pub name: ImageName,
+    /// The manifest.
+    pub manifest: Vec<u8>,
+    /// The config.
+    pub config: Vec<u8>,
+}
+
+impl Documents {
+    /// Those of the image that was named as for `harbour pull`.
+    ///
+    /// # Errors
+    /// As [`Image::find`].
+    pub fn find(places: &Places, image: &str) -> anyhow::Result<Self> {
         let spec = SourceSpec::parse(image).map_err(|error| usage(error.to_string()))?;
-        let name = spec.name();
+        Self::of(places, spec.name(), image)
+    }
+
+    /// Those of the image of this name; `typed` is what somebody called it.
+    ///
+    /// # Errors
+    /// As [`Image::find`].
+    pub fn of(places: &Places, name: ImageName, typed: &str) -> anyhow::Result<Self> {
         let below = image_path(&name.registry, &name.repository, &name.tag)
-            .ok_or_else(|| usage(format!("{image} cannot be a directory")))?;
+            .ok_or_else(|| usage(format!("{typed} cannot be a directory")))?;
         let dir = places.mount.join(below);
         let documents = bounded::within(LIMIT, move || {
             let manifest = read(&dir.join("manifest.json"), MANIFEST_MAX)?;
@@ -67,27 +108,28 @@ impl Image {
             ));
         };
         let (manifest, config) = documents.map_err(|error| match error.kind() {
+            io::ErrorKind::NotFound if !places.mount.join("images").exists() => failure::failure(
+                Code::Unavailable,
+                format!("nothing is mounted at {mount}"),
+                "start it: harbour up -d",
+            ),
             io::ErrorKind::NotFound => failure::failure(
                 Code::NotFound,
                 format!("there is no image {name} below {mount}"),
-                format!("fetch it with: harbour pull {image}"),
+                format!("fetch it with: harbour pull {typed}"),
             ),
             _ => anyhow::Error::new(error).context(format!("cannot read {name} below {mount}")),
         })?;
-        let config = ImageConfig::parse(&config)
-            .with_context(|| format!("the config of {name} is damaged"))?;
-        let view = places.views().join(Digest::of(&manifest).short());
-        let lower = match is_mounted(&view) {
-            true => vec![view],
-            false => layers(&places.mount, &config.diff_ids),
-        };
-        anyhow::ensure!(!lower.is_empty(), "{name} has no layers");
         Ok(Self {
             name,
+            manifest,
             config,
-            lower,
         })
     }
+}
+
+fn usage(what: String) -> anyhow::Error {
+    failure::failure(Code::Usage, what, "see the names with: harbour images")
 }
 
 /// Layers as an overlay takes them. One that an image has twice counts where it is highest: what it puts
