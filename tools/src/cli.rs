@@ -8,9 +8,11 @@ use crate::{advertise::Advertised, config};
 
 pub mod container;
 pub mod docker;
+pub mod setup;
 
 use container::{Bundle, Mount, Run, Umount};
 use docker::DockerArgs;
+use setup::Setup;
 
 /// Unpacks container images once, keeps them in memory that hosts lend, and serves them as
 /// directories.
@@ -89,6 +91,8 @@ pub enum Command {
     Umount(Umount),
     /// Give images of the pool to a Docker daemon with the overlay2 store
     Docker(DockerArgs),
+    /// Have a container engine of this host use the mount: write its configuration, or take that back
+    Setup(Setup),
     /// Check this host and say what is wrong and how to mend it
     Doctor(Listing),
     /// Lend memory of this host to the pool

@@ -13,6 +13,7 @@ mod metad;
 mod node;
 mod pull;
 mod remove;
+mod setup;
 mod status;
 mod up;
 mod why;
@@ -92,6 +93,7 @@ pub fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Mount(args) => container::mount(&context, &args),
         Command::Umount(args) => container::umount(&context, &args),
         Command::Docker(args) => docker::run(&context, &args),
+        Command::Setup(args) => setup::run(&context, args.command),
         Command::Doctor(args) => doctor::run(&context, &args),
         Command::Donor(args) => donor::run(&context, args),
         Command::Metad(args) => metad::run(&context, args),

@@ -1,4 +1,5 @@
-//! Named steps of a pull where a test ends the process, to see that nothing half-made remains.
+//! Named steps of a pull, and of a setup, where a test ends the process, to see that nothing half-made
+//! remains.
 //!
 //! Armed by the environment variable that metad's failpoints use too, `NAME=abort`; names of one
 //! are not names of the other, so that either process passes over what is not its own.
@@ -16,6 +17,15 @@ pub const NAMES: &[&str] = &[
     "pull.committed",
 ];
 
+/// Steps of a setup, and of taking one back, in the order in which they are passed. The last of each is
+/// passed for each file.
+pub const SETUP_NAMES: &[&str] = &[
+    "setup.noted",
+    "setup.staged",
+    "setup.replaced",
+    "setup.undone",
+];
+
 /// At most one armed step.
 #[derive(Clone, Debug, Default)]
 pub struct Failpoints {
@@ -23,12 +33,15 @@ pub struct Failpoints {
 }
 
 impl Failpoints {
-    /// What the environment arms, if it is a step of a pull.
+    /// What the environment arms, if it is a step of ours.
     pub fn from_env() -> Self {
         let text = std::env::var(harbour_metad::failpoint::VARIABLE).unwrap_or_default();
-        let armed = text
-            .strip_suffix("=abort")
-            .and_then(|name| NAMES.iter().find(|known| **known == name));
+        let armed = text.strip_suffix("=abort").and_then(|name| {
+            NAMES
+                .iter()
+                .chain(SETUP_NAMES)
+                .find(|known| **known == name)
+        });
         Self {
             armed: armed.copied(),
         }
@@ -36,7 +49,10 @@ impl Failpoints {
 
     /// Ends the process when `name` is armed: nothing is flushed, no destructor runs.
     pub fn hit(&self, name: &'static str) {
-        debug_assert!(NAMES.contains(&name), "{name} is not in NAMES");
+        debug_assert!(
+            NAMES.contains(&name) || SETUP_NAMES.contains(&name),
+            "{name} is not in NAMES"
+        );
         if self.armed == Some(name) {
             std::process::abort();
         }

@@ -8,6 +8,7 @@ use serde_json::json;
 use super::{Context, daemon, status};
 use crate::{cli::Listing, failure::Code, output, size::Size};
 
+mod engines;
 mod rdma;
 
 /// A certificate that ends sooner than this is spoken of.
@@ -69,6 +70,7 @@ pub(super) fn run(context: &Context, args: &Listing) -> anyhow::Result<ExitCode>
     findings.extend(certificates(context));
     findings.extend(daemons(context));
     findings.push(mount(context));
+    findings.extend(engines::engines(context));
     let bad = findings.iter().any(|f| f.grade == Grade::Bad);
     if args.json {
         let list: Vec<_> = findings

@@ -33,6 +33,7 @@ use crate::{
     },
     failure::{self, Code},
     mover::Mover,
+    notify,
     size::Size,
     stop::Stop,
 };
@@ -302,6 +303,7 @@ impl<'a> Lease<'a> {
                     self.mover.take(self.donor.epoch, &lease, asked);
                     if self.id.replace(lease.id).is_none() {
                         tracing::info!(donor = lease.id, "registered with metad");
+                        notify::ready();
                     }
                     Duration::from_millis(u64::from(lease.lease_ms) / 3)
                         .max(Duration::from_millis(50))

@@ -6,7 +6,7 @@ use harbour_metad::server;
 use harbour_metad_client::tls::{Identity, is_loopback};
 
 use super::{Context, daemon};
-use crate::{cli::MetadArgs, stop::Stop};
+use crate::{cli::MetadArgs, notify, stop::Stop};
 
 /// Shorter, and a pull on a busy host would be taken for dead; longer, and what it had is missed.
 const LEASE_S: std::ops::RangeInclusive<u32> = 2..=600;
@@ -59,7 +59,9 @@ pub(super) fn run(context: &Context, args: MetadArgs) -> anyhow::Result<ExitCode
     config.options.failpoints = crate::failpoint::of_metad()?;
     context.runtime()?.block_on(async {
         let stop = Stop::on_signals()?;
-        server::run(config, stop.wait()).await?;
+        let server = server::Server::bind(config).await?;
+        notify::ready();
+        server.serve(stop.wait()).await?;
         Ok(ExitCode::SUCCESS)
     })
 }

@@ -28,6 +28,7 @@ use crate::{
         spool::Spool,
         views::{FastViews, Keeper},
     },
+    notify,
     stop::Stop,
 };
 
@@ -99,6 +100,7 @@ pub(super) fn run(context: &Context, args: NodeArgs) -> anyhow::Result<ExitCode>
         .unwrap_or_else(|| format!("{}:{}", config::host_name(), context.places.mount.display()));
     let verify = !keys.unsafe_no_verify.unwrap_or(false);
     tracing::info!(name, mount = %context.places.mount.display(), fast_view = shown.fast_view, "serving");
+    notify::ready();
     runtime.block_on(async {
         tokio::join!(
             keep_lease(&client, &name, &shown, verify, &stop),

@@ -22,7 +22,7 @@ use super::{Context, daemon};
 use crate::{
     bounded, cli, config,
     failure::{self, Code},
-    output,
+    notify, output,
     stop::Stop,
 };
 
@@ -144,9 +144,14 @@ async fn supervise(context: &Context, args: &cli::Up, stop: &Stop) -> anyhow::Re
         ),
         part("node", node_flags(&args.node)),
     ];
+    let mut told = false;
     loop {
         for part in &mut parts {
             tend(context, part)?;
+        }
+        if !told && ready(context) {
+            told = true;
+            notify::ready();
         }
         if stop.within(Duration::from_millis(50)).await {
             break;
@@ -180,7 +185,9 @@ fn tend(context: &Context, part: &mut Part) -> anyhow::Result<()> {
             .args(base_flags(context))
             .arg(part.name)
             .args(&part.flags)
-            .arg("--supervised");
+            .arg("--supervised")
+            // Only the supervisor knows when all of them are ready.
+            .env_remove(notify::VARIABLE);
         command.stdin(Stdio::null()).kill_on_drop(true);
         part.child = Some(
             command
