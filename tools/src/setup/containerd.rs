@@ -9,12 +9,12 @@
 
 use std::path::Path;
 
-use toml_edit::{ArrayOfTables, DocumentMut, Item, Table, TableLike, Value};
+use toml_edit::{DocumentMut, Item, TableLike, Value};
 
 use super::{
     EditError, Edited, Release, SNAPSHOTTER,
     text::Lines,
-    toml::{parse, set, strings, table},
+    toml::{parse, strings, table},
 };
 
 /// Where it is unless somebody moved it.
@@ -74,15 +74,23 @@ pub fn edit(before: &str, wanted: &Wanted<'_>) -> Result<Edited, EditError> {
             1 => &["plugins", CRI_1, "containerd"],
             _ => &["plugins", CRI_2],
         };
-        let images = table(&mut doc, path)?;
-        set(images, "snapshotter", SNAPSHOTTER);
+        let mut images = table(&mut doc, path)?;
+        images.set("snapshotter", SNAPSHOTTER);
         // Without annotations the snapshotter is not told which image a layer is of.
-        set(images, "disable_snapshot_annotations", false);
+        images.set("disable_snapshot_annotations", false);
     }
     if wanted.cri && version >= 2 && wanted.release >= Release(1, 7) {
         unpacking(&mut doc)?;
     }
-    let text = lines.restore(&doc.to_string());
+    let text = doc.to_string();
+    // There are ways to write TOML in which nothing can be added.
+    if let Err(error) = parse(&text) {
+        return Err(EditError::Conflict {
+            what: format!("it is written in a way that cannot be added to: {error}"),
+            next: "write its tables under headings of their own, [plugins], [proxy_plugins]".into(),
+        });
+    }
+    let text = lines.restore(&text);
     Ok(Edited { text, notes })
 }
 
@@ -177,20 +185,20 @@ fn move_comment(doc: &mut DocumentMut, first: &str) {
 
 /// The plugin itself: a socket that answers for snapshots.
 fn proxy(doc: &mut DocumentMut, wanted: &Wanted<'_>) -> Result<(), EditError> {
-    let plugin = table(doc, &["proxy_plugins", SNAPSHOTTER])?;
-    set(plugin, "type", "snapshot");
-    set(plugin, "address", wanted.socket.display().to_string());
+    let mut plugin = table(doc, &["proxy_plugins", SNAPSHOTTER])?;
+    plugin.set("type", "snapshot");
+    plugin.set("address", wanted.socket.display().to_string());
     if wanted.release.0 >= 2 {
-        let exports = table(doc, &["proxy_plugins", SNAPSHOTTER, "exports"])?;
-        set(exports, "enable_remote_snapshot_annotations", "true");
+        let mut exports = table(doc, &["proxy_plugins", SNAPSHOTTER, "exports"])?;
+        exports.set("enable_remote_snapshot_annotations", "true");
     }
     Ok(())
 }
 
 /// What the transfer service may unpack for: us, and what it would have unpacked for by itself.
 fn unpacking(doc: &mut DocumentMut) -> Result<(), EditError> {
-    let transfer = table(doc, &["plugins", TRANSFER])?;
-    let known: Vec<String> = match transfer.get("unpack_config") {
+    let mut transfer = table(doc, &["plugins", TRANSFER])?;
+    let known: Vec<String> = match transfer.table.get("unpack_config") {
         None => Vec::new(),
         Some(item) => entries(item).ok_or_else(|| EditError::Kind {
             key: format!("plugins.{TRANSFER:?}.unpack_config"),
@@ -208,33 +216,11 @@ fn unpacking(doc: &mut DocumentMut) -> Result<(), EditError> {
         return Ok(());
     }
     let entry = |name: &str| {
-        let mut entry = Table::new();
-        entry.insert("platform", Item::from(platform()));
-        entry.insert("snapshotter", Item::from(name));
-        entry
+        let pair = [("platform", platform()), ("snapshotter", name.to_owned())];
+        Vec::from(pair)
     };
-    match transfer.get_mut("unpack_config") {
-        Some(Item::Value(Value::Array(array))) => {
-            for name in missing {
-                array.push(entry(name).into_inline_table());
-            }
-        }
-        Some(Item::ArrayOfTables(tables)) => {
-            let like = tables.iter().last().map(|table| table.decor().clone());
-            for name in missing {
-                let mut entry = entry(name);
-                if let Some(indent) = like.as_ref().and_then(|d| d.prefix()?.as_str()) {
-                    entry.decor_mut().set_prefix(indent);
-                }
-                tables.push(entry);
-            }
-        }
-        _ => {
-            let tables: ArrayOfTables = missing.into_iter().map(entry).collect();
-            transfer.insert("unpack_config", Item::ArrayOfTables(tables));
-        }
-    }
-    Ok(())
+    let entries: Vec<_> = missing.into_iter().map(entry).collect();
+    transfer.list("unpack_config", &entries)
 }
 
 /// The snapshotters that a list of tables names, in either of TOML's two ways to write one.

@@ -7,7 +7,7 @@ use toml_edit::{Array, Item, Value};
 use super::{
     EditError, Edited,
     text::Lines,
-    toml::{parse, push, set, strings, table},
+    toml::{parse, push, strings, table},
 };
 
 /// What root's engines read.
@@ -35,11 +35,11 @@ pub fn file_of_user() -> Option<PathBuf> {
 pub fn edit(before: &str, store: &Path, root: bool) -> Result<Edited, EditError> {
     let lines = Lines::of(before);
     let mut doc = parse(lines.plain())?;
-    let storage = table(&mut doc, &["storage"])?;
-    let driver = storage.get("driver").and_then(Item::as_str);
+    let mut storage = table(&mut doc, &["storage"])?;
+    let driver = storage.table.get("driver").and_then(Item::as_str);
     match driver {
         Some("overlay") => {}
-        None | Some("") => set(storage, "driver", "overlay"),
+        None | Some("") => storage.set("driver", "overlay"),
         Some(other) => {
             return Err(EditError::Conflict {
                 what: format!(
@@ -57,18 +57,18 @@ pub fn edit(before: &str, store: &Path, root: bool) -> Result<Edited, EditError>
             ("runroot", "/run/containers/storage"),
             ("graphroot", "/var/lib/containers/storage"),
         ] {
-            if storage.get(key).is_none() {
-                set(storage, key, value);
+            if storage.table.get(key).is_none() {
+                storage.set(key, value);
             }
         }
     }
-    let options = table(&mut doc, &["storage", "options"])?;
+    let mut options = table(&mut doc, &["storage", "options"])?;
     let store = store.display().to_string();
-    match options.get_mut(STORES) {
+    match options.table.get_mut(STORES) {
         None => {
             let mut array = Array::new();
             array.push(store);
-            set(options, STORES, Value::Array(array));
+            options.set(STORES, Value::Array(array));
         }
         Some(item) => {
             let known = strings(Some(item)).contains(&store.as_str());

@@ -1,6 +1,6 @@
 //! Editing TOML that somebody else wrote.
 
-use toml_edit::{Array, DocumentMut, InlineTable, Item, Table, TableLike, Value};
+use toml_edit::{Array, ArrayOfTables, DocumentMut, InlineTable, Item, Table, TableLike, Value};
 
 use super::EditError;
 
@@ -17,23 +17,28 @@ fn no_table(path: &[&str]) -> EditError {
     }
 }
 
+/// A table and how far what stands in it is indented.
+pub struct Spot<'a> {
+    /// The table.
+    pub table: &'a mut dyn TableLike,
+    /// Blanks before its keys; none in a file that does not indent.
+    pub indent: String,
+}
+
 /// The table at `path`, made where it is missing, indented as its neighbours are.
-pub fn table<'a>(
-    doc: &'a mut DocumentMut,
-    path: &[&str],
-) -> Result<&'a mut dyn TableLike, EditError> {
+pub fn table<'a>(doc: &'a mut DocumentMut, path: &[&str]) -> Result<Spot<'a>, EditError> {
     let carried = comments(doc, path);
     let mut at = doc.as_item_mut();
     for (depth, key) in path.iter().enumerate() {
         let inline = at.is_inline_table();
-        let last = depth + 1 == path.len();
         let here = at
             .as_table_like_mut()
             .ok_or_else(|| no_table(&path[..depth]))?;
         if here.get(key).is_none() {
             let indent = indent_of(here);
             let mut new = Table::new();
-            new.set_implicit(!last);
+            // A heading is shown as soon as there is a key below it.
+            new.set_implicit(true);
             new.decor_mut().set_prefix(format!("{carried}\n{indent}"));
             let new = match inline {
                 true => Item::Value(Value::InlineTable(InlineTable::new())),
@@ -43,7 +48,20 @@ pub fn table<'a>(
         }
         at = here.get_mut(key).ok_or_else(|| no_table(&path[..=depth]))?;
     }
-    at.as_table_like_mut().ok_or_else(|| no_table(path))
+    let heading = at
+        .as_table()
+        .and_then(|table| table.decor().prefix()?.as_str());
+    let indent = within(&heading.map(indent).unwrap_or_default());
+    let table = at.as_table_like_mut().ok_or_else(|| no_table(path))?;
+    Ok(Spot { table, indent })
+}
+
+/// What stands below a heading that is indented so far.
+fn within(heading: &str) -> String {
+    match heading.is_empty() {
+        true => String::new(),
+        false => format!("{heading}  "),
+    }
 }
 
 /// The comments at the end of a file that has no table yet: they stay before the one that comes now.
@@ -86,33 +104,74 @@ fn indent(prefix: &str) -> String {
     }
 }
 
-/// Sets a key, unless it says that already: comment and place of one that is there stay.
-pub fn set(table: &mut dyn TableLike, key: &str, value: impl Into<Value>) {
-    let mut value: Value = value.into();
-    match table.get_mut(key) {
-        Some(Item::Value(old)) => {
-            if same(old, &value) {
-                return;
+impl Spot<'_> {
+    /// Sets a key, unless it says that already: comment and place of one that is there stay.
+    pub fn set(&mut self, key: &str, value: impl Into<Value>) {
+        let mut value: Value = value.into();
+        if let Some(Item::Value(old)) = self.table.get_mut(key) {
+            if !same(old, &value) {
+                *value.decor_mut() = old.decor().clone();
+                *old = value;
             }
-            *value.decor_mut() = old.decor().clone();
-            *old = value;
+            return;
         }
-        _ => {
-            let indent = table.iter().find_map(|(key, item)| {
-                item.is_value().then(|| table.key(key))??;
-                indent_of_key(table, key)
-            });
-            table.insert(key, Item::Value(value));
-            if let (Some(indent), Some(mut key)) = (indent, table.key_mut(key)) {
-                key.leaf_decor_mut().set_prefix(indent);
-            }
+        let like = self.table.iter().find_map(|(key, item)| {
+            let key = self.table.key(key).filter(|_| item.is_value())?;
+            Some(indent(key.leaf_decor().prefix()?.as_str()?)).filter(|it| !it.is_empty())
+        });
+        let indent = like.unwrap_or_else(|| self.indent.clone());
+        self.table.insert(key, Item::Value(value));
+        if let Some(mut key) = self.table.key_mut(key).filter(|_| !indent.is_empty()) {
+            key.leaf_decor_mut().set_prefix(indent);
         }
     }
-}
 
-fn indent_of_key(table: &dyn TableLike, key: &str) -> Option<String> {
-    let prefix = table.key(key)?.leaf_decor().prefix()?.as_str()?;
-    Some(indent(prefix)).filter(|indent| !indent.is_empty())
+    /// Adds tables to the list of them under `key`, however that is written.
+    ///
+    /// # Errors
+    /// A key that is something else.
+    pub fn list(&mut self, key: &str, entries: &[Vec<(&str, String)>]) -> Result<(), EditError> {
+        let inline = |entry: &[(&str, String)]| -> InlineTable {
+            entry
+                .iter()
+                .map(|(key, value)| (*key, Value::from(value.as_str())))
+                .collect()
+        };
+        if self.table.get(key).is_none() {
+            self.table
+                .insert(key, Item::ArrayOfTables(ArrayOfTables::new()));
+        }
+        match self.table.get_mut(key) {
+            Some(Item::Value(Value::Array(array))) => {
+                entries.iter().for_each(|entry| array.push(inline(entry)));
+                Ok(())
+            }
+            Some(Item::ArrayOfTables(tables)) => {
+                let like = tables.iter().last();
+                let like =
+                    like.and_then(|table| Some(table.decor().prefix()?.as_str()?.to_owned()));
+                let heading = indent(like.as_deref().unwrap_or(&self.indent));
+                for entry in entries {
+                    let mut table = Table::new();
+                    table.decor_mut().set_prefix(format!("\n{heading}"));
+                    let indent = within(&heading);
+                    let mut spot = Spot {
+                        table: &mut table,
+                        indent,
+                    };
+                    for (key, value) in entry {
+                        spot.set(key, value.as_str());
+                    }
+                    tables.push(table);
+                }
+                Ok(())
+            }
+            _ => Err(EditError::Kind {
+                key: key.to_owned(),
+                wanted: "list of tables",
+            }),
+        }
+    }
 }
 
 fn same(one: &Value, other: &Value) -> bool {
