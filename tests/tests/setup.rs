@@ -18,6 +18,8 @@ use tempfile::TempDir;
 
 const LIMIT: Duration = Duration::from_secs(60);
 
+#[path = "setup/engines.rs"]
+mod engines;
 #[path = "setup/files.rs"]
 mod files;
 

@@ -56,7 +56,11 @@ pub fn edit(before: &str) -> Result<Edited, EditError> {
     let features = match object.get("features") {
         None => {
             object.append("features", CstInputValue::Object(Vec::new()));
-            object.object_value("features")
+            let new = object.object_value("features");
+            if let Some(new) = &new {
+                new.ensure_multiline();
+            }
+            new
         }
         Some(_) => object.object_value("features"),
     };
@@ -64,7 +68,6 @@ pub fn edit(before: &str) -> Result<Edited, EditError> {
         key: "features".into(),
         wanted: "object",
     })?;
-    features.ensure_multiline();
     set(&features, FEATURE, CstInputValue::Bool(true), "true");
     let quoted = format!("\"{SNAPSHOTTER}\"");
     let name = CstInputValue::String(SNAPSHOTTER.into());
@@ -95,7 +98,8 @@ pub fn names_us(text: &str) -> bool {
 
 /// Whether the file has dockerd use our snapshotter.
 pub fn is_set(text: &str) -> bool {
-    edit(text).is_ok_and(|edited| edited.text == text)
+    let value = serde_json::from_str::<serde_json::Value>(text);
+    value.is_ok_and(|value| value["features"][FEATURE] == true) && names_us(text)
 }
 
 #[cfg(test)]
