@@ -2,9 +2,18 @@
 //! exist, and files that are there.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
-use std::{fs, path::PathBuf, process::Command, time::Duration};
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::Command,
+    time::Duration,
+};
 
-use harbour_tests::{fixtures::checkout, shell};
+use harbour_tests::{
+    engines::{NotHere, When, row},
+    fixtures::checkout,
+    shell,
+};
 
 const LIMIT: Duration = Duration::from_secs(60);
 
@@ -22,23 +31,25 @@ fn units() -> Vec<PathBuf> {
 
 #[test]
 fn systemd_takes_the_units() {
-    if !std::path::Path::new("/usr/bin/systemd-analyze").exists() {
-        println!("not run: there is no systemd-analyze here");
-        return;
-    }
-    // Units that name a program which is here: the package's is not installed.
-    let dir = tempfile::tempdir().unwrap();
-    let mut command = Command::new("systemd-analyze");
-    command.args(["verify", "--man=no"]);
-    for unit in units() {
-        let text = fs::read_to_string(&unit).unwrap();
-        let copy = dir.path().join(unit.file_name().unwrap());
-        fs::write(&copy, text.replace("/usr/bin/harbour", "/bin/true")).unwrap();
-        command.arg(copy);
-    }
-    let output = shell::run(&mut command, LIMIT).unwrap().ok().unwrap();
-    // What it does not know it only speaks of.
-    assert_eq!(output.stderr, "");
+    row("systemd-analyze verify", When::Always, |_| {
+        if !Path::new("/usr/bin/systemd-analyze").exists() {
+            return Err(NotHere("there is no systemd-analyze here".into()).into());
+        }
+        // Units that name a program which is here: the package's is not installed.
+        let dir = tempfile::tempdir()?;
+        let mut command = Command::new("systemd-analyze");
+        command.args(["verify", "--man=no"]);
+        for unit in units() {
+            let text = fs::read_to_string(&unit)?;
+            let copy = dir.path().join(unit.file_name().unwrap());
+            fs::write(&copy, text.replace("/usr/bin/harbour", "/bin/true"))?;
+            command.arg(copy);
+        }
+        let output = shell::run(&mut command, LIMIT)?.ok()?;
+        // What it does not know it only speaks of.
+        assert_eq!(output.stderr, "");
+        Ok(())
+    });
 }
 
 /// The mount has to be seen by the host: a mount namespace of the service's own would hide it.

@@ -11,7 +11,7 @@ use std::{
 use anyhow::{Context as _, Result, ensure};
 use harbour_tests::{
     cluster,
-    engines::{Containerd, Packages, Site, Suite, When, containerd, row},
+    engines::{Containerd, NotHere, Packages, Site, Suite, When, containerd, row},
     shell,
 };
 use serde_json::Value;
@@ -19,7 +19,7 @@ use serde_json::Value;
 use super::{Host, LIMIT};
 
 /// Which suites run in every run of the tests.
-fn suites() -> [(Suite, When); 3] {
+pub(crate) fn suites() -> [(Suite, When); 3] {
     [
         (Suite::Bookworm, When::Always),
         (Suite::Trixie, When::Matrix),
@@ -270,30 +270,29 @@ fn doctor_looks_at_docker_and_podman() {
         }
         Ok(())
     });
-    if !Path::new("/usr/bin/podman").exists() {
-        println!("not run: there is no podman here");
-        return;
-    }
-    let host = Host::new();
-    let path = std::env::var_os("PATH").unwrap();
-    let said = |text: Option<&str>| {
-        doctor(&host, &path, "containers/storage.conf", text, "podman").unwrap()
-    };
-    let store = host.path("mount/store");
-    let named = format!(
-        "[storage.options]\nadditionalimagestores = [\"{}\"]\n",
-        store.display()
-    );
-    let expect = |text: Option<&str>, grade: &str, word: &str| {
-        let findings = said(text);
-        let as_expected = |(g, d): &(String, String)| g == grade && d.contains(word);
-        assert!(findings.iter().any(as_expected), "{findings:?}");
-    };
-    expect(None, "ok", "not set up");
-    expect(Some(&named), "bad", "which is not there");
-    expect(Some("[storage"), "bad", "line 1");
-    fs::create_dir_all(&store).unwrap();
-    expect(Some(&named), "ok", "names the store");
+    row("doctor, podman", When::Always, |_| {
+        if !Path::new("/usr/bin/podman").exists() {
+            return Err(NotHere("there is no podman here".into()).into());
+        }
+        let host = Host::new();
+        let path = std::env::var_os("PATH").context("no PATH")?;
+        let store = host.path("mount/store");
+        let named = format!(
+            "[storage.options]\nadditionalimagestores = [\"{}\"]\n",
+            store.display()
+        );
+        let expect = |text: Option<&str>, grade: &str, word: &str| {
+            let findings = doctor(&host, &path, "containers/storage.conf", text, "podman")?;
+            let as_expected = |(g, d): &(String, String)| g == grade && d.contains(word);
+            ensure!(findings.iter().any(as_expected), "{findings:?}");
+            Ok(())
+        };
+        expect(None, "ok", "not set up")?;
+        expect(Some(&named), "bad", "which is not there")?;
+        expect(Some("[storage"), "bad", "line 1")?;
+        fs::create_dir_all(&store)?;
+        expect(Some(&named), "ok", "names the store")
+    });
 }
 
 /// What doctor says of an engine on a host whose /etc has nothing but this file.

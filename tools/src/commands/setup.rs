@@ -22,7 +22,7 @@ use crate::{
     setup::{
         Engine, ask,
         files::{self, Found, Staged},
-        journal::{Journal, Undo},
+        journal::{Entry, Journal, Record, Undo},
         text,
     },
 };
@@ -182,40 +182,7 @@ impl Work<'_> {
             ))?;
             return self.finish(engine, "unchanged", &[], &[], None);
         };
-        let mut work = Vec::new();
-        for entry in &record.files {
-            let now = Found::read(&entry.path)?;
-            let undo = Journal::undo(entry, &now);
-            let needed = journal.needed_by(engine, entry)?;
-            if let Some(other) = needed.filter(|_| undo != Undo::Nothing && !self.change.force) {
-                return Err(failure::failure(
-                    Code::Failed,
-                    format!(
-                        "{} was set up after it and needs {}",
-                        other.name(),
-                        entry.path.display()
-                    ),
-                    format!("first: harbour setup {} --undo", other.name()),
-                ));
-            }
-            if undo == Undo::Changed && !self.change.force {
-                return Err(changed_since(&journal, engine, entry));
-            }
-            let before = entry
-                .before
-                .as_ref()
-                .map(|kept| journal.before(engine, kept))
-                .transpose()?;
-            if undo != Undo::Nothing {
-                let path = entry.path.display().to_string();
-                let now_text = now.text.as_deref();
-                match &before {
-                    Some(before) => self.say(&text::unified(&path, now_text, before))?,
-                    None => self.say(&format!("{path} goes away: it was not there before\n"))?,
-                }
-                work.push((entry, now, undo));
-            }
-        }
+        let work = self.undoable(&journal, engine, &record)?;
         if self.change.dry_run {
             return self.finish(engine, "would undo", &[], &[], None);
         }
@@ -246,6 +213,50 @@ impl Work<'_> {
         };
         self.restart(units)?;
         self.finish(engine, "undone", &[], &[], None)
+    }
+
+    /// The files that are not as they were, shown; an error where one of them may not be put back.
+    fn undoable<'r>(
+        &self,
+        journal: &Journal,
+        engine: Engine,
+        record: &'r Record,
+    ) -> anyhow::Result<Vec<(&'r Entry, Found, Undo)>> {
+        let mut work = Vec::new();
+        for entry in &record.files {
+            let now = Found::read(&entry.path)?;
+            let undo = Journal::undo(entry, &now);
+            let needed = journal.needed_by(engine, entry)?;
+            if let Some(other) = needed.filter(|_| undo != Undo::Nothing && !self.change.force) {
+                return Err(failure::failure(
+                    Code::Failed,
+                    format!(
+                        "{} was set up after it and needs {}",
+                        other.name(),
+                        entry.path.display()
+                    ),
+                    format!("first: harbour setup {} --undo", other.name()),
+                ));
+            }
+            if undo == Undo::Changed && !self.change.force {
+                return Err(changed_since(journal, engine, entry));
+            }
+            let before = entry
+                .before
+                .as_ref()
+                .map(|kept| journal.before(engine, kept))
+                .transpose()?;
+            if undo != Undo::Nothing {
+                let path = entry.path.display().to_string();
+                let now_text = now.text.as_deref();
+                match &before {
+                    Some(before) => self.say(&text::unified(&path, now_text, before))?,
+                    None => self.say(&format!("{path} goes away: it was not there before\n"))?,
+                }
+                work.push((entry, now, undo));
+            }
+        }
+        Ok(work)
     }
 
     /// Whether the engine reads its new configuration by now.
@@ -343,11 +354,7 @@ fn is_as_found(step: &Step) -> bool {
     Found::read(&step.found.path).is_ok_and(|now| now.text == step.found.text)
 }
 
-fn changed_since(
-    journal: &Journal,
-    engine: Engine,
-    entry: &crate::setup::journal::Entry,
-) -> anyhow::Error {
+fn changed_since(journal: &Journal, engine: Engine, entry: &Entry) -> anyhow::Error {
     let path = entry.path.display();
     let next = match &entry.before {
         Some(kept) => format!(

@@ -275,10 +275,11 @@ fn containerd(sample: Option<&Sample>, address: &Path) -> anyhow::Result<Seen> {
         return Ok(seen);
     };
     let pulled = pull_by_ctr(&ctr, sample);
-    for name in [sample.name.as_str()] {
-        // Whatever became of the pull, nothing of it stays.
-        let _ = ctr.ask(&["-n", NAMESPACE, "images", "rm", "--sync", name], LIMIT);
-    }
+    // Whatever became of the pull, nothing of it stays.
+    let _ = ctr.ask(
+        &["-n", NAMESPACE, "images", "rm", "--sync", &sample.name],
+        LIMIT,
+    );
     let _ = ctr.ask(&["namespaces", "rm", NAMESPACE], LIMIT);
     seen.push(pulled?);
     if let Ok(crictl) = Tool::find("crictl", vec!["-r".into(), format!("unix://{address}")]) {

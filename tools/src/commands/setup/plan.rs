@@ -334,11 +334,13 @@ pub(super) fn podman(context: &Context, args: &Change) -> anyhow::Result<Plan> {
     })
 }
 
-/// Command lines of the containerds that run here.
+/// Command lines of the containerds that run here, those in containers of their own left out.
 fn containerds() -> Vec<Vec<String>> {
     let Ok(entries) = fs::read_dir("/proc") else {
         return Vec::new();
     };
+    let view = |process: &Path| fs::read_link(process.join("ns/mnt")).ok();
+    let own = view(Path::new("/proc/self"));
     let line = |entry: fs::DirEntry| {
         let bytes = fs::read(entry.path().join("cmdline")).ok()?;
         let words = bytes
@@ -348,7 +350,7 @@ fn containerds() -> Vec<Vec<String>> {
             .map(|word| String::from_utf8_lossy(word).into_owned())
             .collect();
         let program = Path::new(words.first()?).file_name()?;
-        (program == "containerd").then_some(words)
+        (program == "containerd" && view(&entry.path()) == own).then_some(words)
     };
     entries.flatten().filter_map(line).collect()
 }
