@@ -126,6 +126,15 @@ impl Reference {
         self.digest
     }
 
+    /// The same repository by digest, without a tag.
+    pub fn with_digest(&self, digest: Digest) -> Self {
+        Self {
+            tag: None,
+            digest: Some(digest),
+            ..self.clone()
+        }
+    }
+
     /// The same repository's image of another tag, and of no digest.
     ///
     /// # Errors

@@ -6,6 +6,8 @@ mod http;
 mod socket;
 mod tls;
 
+pub use http::pages;
+
 use std::{net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 
 use harbour_metad_client::{

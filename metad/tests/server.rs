@@ -374,6 +374,7 @@ async fn a_reservation_waits_until_readers_let_go_and_says_when_it_cannot() {
         node: node.node,
         acknowledged_generation: acknowledged,
         held: Vec::new(),
+        used: Vec::new(),
     };
     let lease = client.node_heartbeat(beat(0)).await.unwrap();
     assert!(!lease.freed.is_empty());

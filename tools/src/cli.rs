@@ -9,10 +9,12 @@ use crate::{advertise::Advertised, config};
 pub mod container;
 pub mod docker;
 pub mod setup;
+pub mod snapshotter;
 
 use container::{Bundle, Mount, Run, Umount};
 use docker::DockerArgs;
 use setup::Setup;
+use snapshotter::SnapshotterArgs;
 
 /// Unpacks container images once, keeps them in memory that hosts lend, and serves them as
 /// directories.
@@ -109,6 +111,13 @@ pub enum Command {
     Metad(MetadArgs),
     /// Mount the images on this host
     Node(NodeArgs),
+    /// Serve containerd's snapshots on this host: containers start from layers of the mount
+    ///
+    /// containerd, Kubernetes and Docker (with the containerd image store) call it on a unix socket. Of images
+    /// that are in the pool they fetch manifest and config alone; what is not there is pulled into the pool
+    /// first, for the whole cluster. When pool, metad or registry cannot serve, containerd fetches and unpacks
+    /// by itself, which a line in the log and a counter tell. harbour node and harbour up do the same.
+    Snapshotter(SnapshotterArgs),
     /// Make and look at the certificates with which hosts know each other
     Certs(CertsArgs),
     /// Print a completion script for a shell

@@ -14,6 +14,7 @@ mod node;
 mod pull;
 mod remove;
 mod setup;
+mod snapshotter;
 mod status;
 mod up;
 mod why;
@@ -98,6 +99,7 @@ pub fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Donor(args) => donor::run(&context, args),
         Command::Metad(args) => metad::run(&context, args),
         Command::Node(args) => node::run(&context, args),
+        Command::Snapshotter(args) => snapshotter::run(&context, args),
         Command::Certs(args) => certs::run(&context, &args.command),
         Command::Completions { .. } | Command::Man { .. } => Ok(ExitCode::SUCCESS),
     }
@@ -107,7 +109,11 @@ pub fn run(cli: Cli) -> anyhow::Result<ExitCode> {
 fn start_log(command: &Command, verbose: u8) {
     let daemon = matches!(
         command,
-        Command::Up(_) | Command::Donor(_) | Command::Metad(_) | Command::Node(_)
+        Command::Up(_)
+            | Command::Donor(_)
+            | Command::Metad(_)
+            | Command::Node(_)
+            | Command::Snapshotter(_)
     ) || matches!(command, Command::Docker(args) if args.follows());
     let level = match (verbose, daemon) {
         (0, false) => "warn",

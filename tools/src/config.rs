@@ -174,6 +174,9 @@ section! {
         /// Mount images with the kernel's EROFS under RUN_DIR/view: auto or off [default: auto]
         #[arg(long, value_name = "WHEN")]
         fast_view: FastView,
+        /// Serve containerd's snapshots too, as harbour snapshotter does [default: true]
+        #[arg(long, value_name = "BOOL", num_args = 0..=1, default_missing_value = "true")]
+        snapshotter: bool,
         /// Do not check digests of what the pool gives. For benchmarks only: wrong bytes become visible
         #[arg(long, value_name = "BOOL", num_args = 0..=1, default_missing_value = "true")]
         unsafe_no_verify: bool,
@@ -183,6 +186,24 @@ section! {
         /// As [`Paths::rdma_device`].
         #[arg(skip)]
         rdma_device: RdmaDevice,
+    }
+}
+
+section! {
+    /// The snapshotter's keys: what containerd calls.
+    SnapshotterKeys {
+        /// Socket that containerd calls [default: RUN_DIR/snapshotter.sock]
+        #[arg(long, value_name = "PATH")]
+        socket: PathBuf,
+        /// Pull images into the pool that containerd wants and the pool does not have [default: true]
+        #[arg(long, value_name = "BOOL", num_args = 0..=1, default_missing_value = "true")]
+        pull_missing: bool,
+        /// Longest that containerd waits for such a pull before it fetches by itself, in seconds [default: 600]
+        #[arg(long, value_name = "SECONDS")]
+        pull_wait_s: u64,
+        /// Serve /metrics for Prometheus, and /healthz, on this TCP address
+        #[arg(long, value_name = "ADDR")]
+        metrics: SocketAddr,
     }
 }
 
@@ -256,6 +277,8 @@ pub struct File {
     pub donor: DonorKeys,
     /// `[node]`
     pub node: NodeKeys,
+    /// `[snapshotter]`, also of the one in a node
+    pub snapshotter: SnapshotterKeys,
     /// `[pull]`
     pub pull: PullKeys,
     /// `[registry."HOST"]`

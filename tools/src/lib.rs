@@ -1,7 +1,8 @@
 //! The `harbour` command: it joins the rooms.
 //!
 //! [`ingest`] carries an image from a source into the pool; [`node`] joins the mount to metad and
-//! the pool; [`mover`] makes the copies that metad asks a donor for; [`commands`] holds one file per subcommand. Errors are typed in the rooms and become
+//! the pool; [`mover`] makes the copies that metad asks a donor for; [`container`] starts images without an engine, and
+//! [`snapshotter`] serves containerd; [`commands`] holds one file per subcommand. Errors are typed in the rooms and become
 //! a sentence, a next step and an exit code here ([`failure`]).
 #![forbid(unsafe_code)]
 
@@ -24,6 +25,7 @@ pub mod output;
 pub mod progress;
 pub mod setup;
 pub mod size;
+pub mod snapshotter;
 pub mod stop;
 pub mod waiting;
 pub mod xattr;

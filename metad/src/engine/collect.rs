@@ -13,6 +13,8 @@ use crate::{
 pub(super) struct Reach {
     /// Numbers that nodes have open.
     held: HashSet<u32>,
+    /// Numbers of layers that engines have snapshots of.
+    used: HashSet<u32>,
     /// Nodes of before a restart may hold more than is known.
     unknown: bool,
     /// Who was told to make a copy may still be writing until then.
@@ -22,6 +24,11 @@ pub(super) struct Reach {
 impl Reach {
     fn holds(&self, number: u32) -> bool {
         self.unknown || self.held.contains(&number)
+    }
+
+    /// Whether somebody wants to open it again though no image refers to it.
+    fn uses(&self, number: u32) -> bool {
+        self.unknown || self.used.contains(&number)
     }
 }
 
@@ -47,9 +54,11 @@ pub(super) fn collect(
         tx.retire_image(image)?;
         done.images += 1;
     }
-    for layer in tx.loose_layers()? {
-        tx.retire_layer(layer)?;
-        done.layers += 1;
+    for (layer, number) in tx.loose_layers()? {
+        if !reach.uses(number) {
+            tx.retire_layer(layer)?;
+            done.layers += 1;
+        }
     }
     if done.images + done.layers > 0 {
         effects.touch();
@@ -100,8 +109,9 @@ fn drop_unwanted(tx: &Tx<'_>, effects: &mut Effects, id: u64, late_ms: u64) -> R
 /// Whether a round of [`collect`] would find anything.
 fn worthwhile(read: &Read<'_>, reach: &Reach) -> Result<bool, Error> {
     let free = |retired: Vec<(u64, u32)>| retired.iter().any(|(_, number)| !reach.holds(*number));
+    let loose = read.loose_layers()?;
     Ok(!read.nameless_images()?.is_empty()
-        || !read.loose_layers()?.is_empty()
+        || loose.iter().any(|(_, number)| !reach.uses(*number))
         || free(read.retired_images()?)
         || free(read.retired_layers()?))
 }
@@ -112,6 +122,7 @@ impl Engine {
         let now_ms = self.now_ms();
         Reach {
             held: state.held_numbers(),
+            used: state.used_numbers(),
             unknown: now_ms < state.nodes_unknown_until_ms,
             late_ms: now_ms + self.options.timing.longest_write_ms(),
         }

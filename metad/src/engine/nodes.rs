@@ -73,6 +73,7 @@ impl Engine {
             expires_ms: now_ms + self.options.timing.node_lease_ms,
             acknowledged: 0,
             held: std::collections::HashSet::new(),
+            used: std::collections::HashSet::new(),
             lost: Budget::full(now_ms),
         };
         state.nodes.insert(id, node);
@@ -94,11 +95,12 @@ impl Engine {
 
     /// Keeps a node's lease, and tells what was freed.
     pub fn node_heartbeat(&self, request: &v1::NodeHeartbeat) -> Result<v1::NodeLease, Error> {
-        if request.held.len() > HELD_MAX {
-            return Err(Error::Invalid(format!(
-                "{} numbers held, at most {HELD_MAX}",
-                request.held.len()
-            )));
+        for (what, count) in [("held", request.held.len()), ("used", request.used.len())] {
+            if count > HELD_MAX {
+                return Err(Error::Invalid(format!(
+                    "{count} numbers {what}, at most {HELD_MAX}"
+                )));
+            }
         }
         let now_ms = self.now_ms();
         let mut state = self.lock();
@@ -118,8 +120,10 @@ impl Engine {
             .max(request.acknowledged_generation.min(lease.freed_generation));
         let acknowledged = node.acknowledged;
         let held = request.held.iter().copied().collect();
+        let used = request.used.iter().copied().collect();
         let before = std::mem::replace(&mut node.held, held);
-        if !before.is_subset(&node.held) {
+        let used_before = std::mem::replace(&mut node.used, used);
+        if !before.is_subset(&node.held) || !used_before.is_subset(&node.used) {
             state.collect = true;
         }
         match state.freed_since(acknowledged, FREED_MAX) {

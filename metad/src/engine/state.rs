@@ -45,6 +45,7 @@ pub(super) struct Node {
     pub(super) expires_ms: u64,
     pub(super) acknowledged: u64,
     pub(super) held: HashSet<u32>,
+    pub(super) used: HashSet<u32>,
     pub(super) lost: Budget,
 }
 
@@ -269,6 +270,14 @@ impl State {
         self.nodes
             .values()
             .flat_map(|node| node.held.iter().copied())
+            .collect()
+    }
+
+    /// Numbers of layers that engines of some node have snapshots of.
+    pub(super) fn used_numbers(&self) -> HashSet<u32> {
+        self.nodes
+            .values()
+            .flat_map(|node| node.used.iter().copied())
             .collect()
     }
 

@@ -42,14 +42,24 @@ pub(super) async fn serve(
         .route("/metrics", get(figures))
         .route("/healthz", get(healthy))
         .with_state(Shared { engine, metrics });
+    pages(listener, router, closed(closing))
+        .await
+        .map_err(|e| ServerError::Serve(e.to_string()))
+}
+
+/// Serves `router` over plain HTTP until `ended`, with a bound on connections and on their lives.
+pub async fn pages(
+    listener: TcpListener,
+    router: Router,
+    ended: impl Future<Output = ()> + Send + 'static,
+) -> std::io::Result<()> {
     let bounded = Bounded {
         listener,
         places: Arc::new(Semaphore::new(CONNECTIONS)),
     };
     axum::serve(bounded, router)
-        .with_graceful_shutdown(closed(closing))
+        .with_graceful_shutdown(ended)
         .await
-        .map_err(|e| ServerError::Serve(e.to_string()))
 }
 
 async fn figures(State(shared): State<Shared>) -> Response {

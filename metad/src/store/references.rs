@@ -11,10 +11,10 @@ impl Read<'_> {
         self.ids("SELECT id FROM images i WHERE state = 1 AND NOT EXISTS (SELECT 1 FROM names WHERE image = i.id)")
     }
 
-    /// Visible layers that neither an image nor a pull refers to.
-    pub(crate) fn loose_layers(&self) -> Result<Vec<u64>, Error> {
-        self.ids(
-            "SELECT id FROM layers l WHERE state = 1
+    /// Visible layers that neither an image nor a pull refers to: row and number.
+    pub(crate) fn loose_layers(&self) -> Result<Vec<(u64, u32)>, Error> {
+        self.numbered(
+            "SELECT id, number FROM layers l WHERE state = 1
                  AND NOT EXISTS (SELECT 1 FROM image_layers WHERE layer = l.id)
                  AND NOT EXISTS (SELECT 1 FROM layer_pins WHERE layer = l.id)",
         )

@@ -15,7 +15,7 @@ use harbour_metad_client::{Client, v1};
 use harbour_pool::transport::Access;
 use tokio::{runtime::Handle, sync::Notify};
 
-use super::{Context, daemon};
+use super::{Context, daemon, snapshotter};
 use crate::{
     cli::NodeArgs,
     config,
@@ -106,6 +106,7 @@ pub(super) fn run(context: &Context, args: NodeArgs) -> anyhow::Result<ExitCode>
             keep_lease(&client, &name, &shown, verify, &stop),
             shown.follow(&client, &stop),
             keep_page(context, &shown, views.as_deref(), &client, &stop),
+            serve_containerd(context, &keys, client.clone(), &stop),
         )
     });
     tracing::info!("unmounting");
@@ -222,6 +223,16 @@ fn fast_views(
             (Some(Arc::new(views)), text)
         }
         Err(error) => (None, format!("off: {error}")),
+    }
+}
+
+/// The snapshotter of this host. Without it the mount serves all the same.
+async fn serve_containerd(context: &Context, keys: &config::NodeKeys, client: Client, stop: &Stop) {
+    if keys.snapshotter == Some(false) {
+        return;
+    }
+    if let Err(error) = snapshotter::serve(context, &context.file.snapshotter, client, stop).await {
+        tracing::error!(error = format!("{error:#}"), "containerd is not served");
     }
 }
 

@@ -24,7 +24,8 @@ pub(super) fn run(context: &Context, args: &Listing) -> anyhow::Result<ExitCode>
         anyhow::Ok((status, list.donors))
     });
     let node = node_status(context);
-    let running: Vec<&str> = ["up", "metad", "donor", "node"]
+    let snapshotter = snapshotter_page(context);
+    let running: Vec<&str> = ["up", "metad", "donor", "node", "snapshotter"]
         .into_iter()
         .filter(|what| daemon::holder(context, what).is_some())
         .collect();
@@ -45,10 +46,11 @@ pub(super) fn run(context: &Context, args: &Listing) -> anyhow::Result<ExitCode>
             "metad": metad_json(&status),
             "donors": donors.iter().map(|donor| list::donor_json(donor, &node)).collect::<Vec<_>>(),
             "node": node,
+            "snapshotter": snapshotter,
         }))?;
         return Ok(ExitCode::SUCCESS);
     }
-    print(context, &running, &status, &donors, &node)?;
+    print(context, &running, &status, &donors, &node, &snapshotter)?;
     Ok(ExitCode::SUCCESS)
 }
 
@@ -155,6 +157,7 @@ fn print(
     status: &v1::StatusReply,
     donors: &[v1::Donor],
     node: &Value,
+    snapshotter: &Value,
 ) -> anyhow::Result<()> {
     let mut text = format!("running here  {}\n", words(running));
     text += &format!(
@@ -218,6 +221,38 @@ fn print(
     if let Some(fast) = node["fast_view"].as_str() {
         text += &format!("fast view     {fast}\n");
     }
+    text += &containerd_text(snapshotter);
     output::say(&output::printable(&text))?;
     Ok(())
+}
+
+/// What the snapshotter of this host says of itself; null when there is none.
+fn snapshotter_page(context: &Context) -> Value {
+    let page = std::fs::read(context.places.run.join("snapshotter.json"));
+    page.ok()
+        .and_then(|page| serde_json::from_slice(&page).ok())
+        .unwrap_or(Value::Null)
+}
+
+fn containerd_text(page: &Value) -> String {
+    let count = |key: &str| page[key].as_u64().unwrap_or(0);
+    let fallbacks = page["fallbacks"].as_object().into_iter().flatten();
+    let fallbacks: Vec<String> = fallbacks
+        .filter(|(_, count)| count.as_u64() != Some(0))
+        .map(|(why, count)| format!("{why} {count}"))
+        .collect();
+    match (page.is_null(), fallbacks.is_empty()) {
+        (true, _) => String::new(),
+        (false, true) => format!(
+            "containerd    {} snapshots, {} of them layers of the mount\n",
+            count("snapshots"),
+            count("snapshots_of_layers")
+        ),
+        (false, false) => format!(
+            "containerd    {} snapshots, {} of them layers of the mount; fetched by itself: {}\n",
+            count("snapshots"),
+            count("snapshots_of_layers"),
+            fallbacks.join(", ")
+        ),
+    }
 }

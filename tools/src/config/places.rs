@@ -60,6 +60,11 @@ impl Places {
         self.run.join("metad.sock")
     }
 
+    /// The socket on which containerd calls the snapshotter.
+    pub fn snapshotter_socket(&self) -> PathBuf {
+        self.run.join("snapshotter.sock")
+    }
+
     /// The donor's data socket on this host.
     pub fn donor_socket(&self) -> PathBuf {
         self.run.join("donor.sock")

@@ -52,6 +52,7 @@ pub async fn keep_lease(client: &Client, name: &str, shown: &Shown, verify: bool
                     node: held.node,
                     acknowledged_generation: held.freed_generation,
                     held: fs.held(),
+                    used: Vec::new(),
                 };
                 client.node_heartbeat(beat).await
             }

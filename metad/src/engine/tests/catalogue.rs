@@ -76,6 +76,46 @@ fn what_a_node_holds_open_stays_until_it_lets_go() {
 }
 
 #[test]
+fn what_engines_use_stays_in_sight_without_an_image() {
+    for way in ["release", "lease", "restart"] {
+        let mut world = World::new(64);
+        world.pull("a", 1, &[layer(1, 1), layer(2, 1)]).unwrap();
+        let number = world.snapshot().1[0].number;
+        let node = world.node();
+        let using = |world: &World, node: u64, used: Vec<u32>| {
+            let request = v1::NodeHeartbeat {
+                node,
+                used,
+                ..Default::default()
+            };
+            world.engine.node_heartbeat(&request).unwrap()
+        };
+        using(&world, node, vec![number]);
+        let gone = world.remove("a").unwrap();
+        assert!(gone.image_removed && gone.layers_removed == 1, "{gone:?}");
+        let numbers = |world: &World| {
+            let layers = world.snapshot().1.into_iter();
+            layers.map(|layer| layer.number).collect::<Vec<_>>()
+        };
+        assert_eq!(numbers(&world), [number], "{way}");
+        match way {
+            "release" => drop(using(&world, node, vec![])),
+            "lease" => {}
+            _ => {
+                world.restart();
+                world.pass(1_000);
+                // The image's, or another of the same layers, is not swept away before its users are known.
+                world.pull("b", 2, &[layer(2, 1)]).unwrap();
+                world.remove("b").unwrap();
+                assert!(numbers(&world).contains(&number));
+            }
+        }
+        world.pass(30_000);
+        assert_eq!(numbers(&world), [0; 0], "{way}");
+    }
+}
+
+#[test]
 fn pages_stay_under_the_frame() {
     let world = World::new(6000);
     let layers: Vec<_> = (1..100).map(|diff| layer(diff, 1)).collect();

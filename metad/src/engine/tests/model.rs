@@ -409,6 +409,7 @@ impl Model {
             node: node.id,
             acknowledged_generation: node.told,
             held,
+            used: Vec::new(),
         };
         match self.world.engine.node_heartbeat(&request) {
             Ok(lease) => {

@@ -485,6 +485,7 @@ impl World {
             node,
             acknowledged_generation: acknowledged,
             held,
+            used: Vec::new(),
         };
         self.engine.node_heartbeat(&request).unwrap()
     }
