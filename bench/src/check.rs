@@ -5,7 +5,7 @@ use std::{path::PathBuf, process::ExitCode};
 use anyhow::Context as _;
 
 use crate::{
-    command, giveback,
+    command, engines, giveback,
     ingest::HARBOUR,
     link, locks, open, rdma,
     report::{Report, markdown},
@@ -77,6 +77,10 @@ const fn unverified(workload: &'static str) -> Threshold {
         target: VERIFIED,
         bound: Bound::Speed(UNVERIFIED, 0.8),
     }
+}
+
+const fn engine(workload: &'static str, bound: Bound) -> Threshold {
+    of("engines", workload, engines::OURS, bound)
 }
 
 /// All of them.
@@ -183,6 +187,15 @@ const THRESHOLDS: &[Threshold] = &[
         together::OURS,
         Bound::Growth("bytes, 1 host", 1.02),
     ),
+    engine("pull 100m", Bound::AtMost(0.3)),
+    engine("pull 1000m", Bound::AtMost(0.3)),
+    engine("received 100m", Bound::AtMost(100.0)),
+    engine("received 1000m", Bound::AtMost(100.0)),
+    engine("disk 100m", Bound::AtMost(1000.0)),
+    engine("disk 1000m", Bound::AtMost(1000.0)),
+    engine("first start 100m", Bound::Time(engines::PLAIN, 0.1)),
+    engine("first start 1000m", Bound::Time(engines::PLAIN, 0.1)),
+    engine(engines::START, Bound::Time(engines::PLAIN, 1.15)),
     of("tasks", tasks::TIME, VIEW, Bound::Time(tasks::COPIES, 1.03)),
     of("open", "open size-1m", open::LS, Bound::AtMost(10.0)),
     of("open", "open size-5m", open::LS, Bound::AtMost(10.0)),

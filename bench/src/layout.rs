@@ -142,6 +142,16 @@ impl Layout {
 
     /// Adds an image of these layers.
     pub fn image(&mut self, tag: &str, layers: &[Layer]) -> anyhow::Result<Image> {
+        self.runnable(tag, layers, &["/bin/sh"])
+    }
+
+    /// The same, with a command.
+    pub fn runnable(
+        &mut self,
+        tag: &str,
+        layers: &[Layer],
+        command: &[&str],
+    ) -> anyhow::Result<Image> {
         let diff_ids: Vec<String> = layers
             .iter()
             .map(|l| format!("sha256:{}", l.diff_id))
@@ -149,7 +159,7 @@ impl Layout {
         let config = json!({
             "architecture": if cfg!(target_arch = "aarch64") { "arm64" } else { "amd64" },
             "os": "linux",
-            "config": {"Cmd": ["/bin/sh"]},
+            "config": {"Cmd": command},
             "rootfs": {"type": "layers", "diff_ids": diff_ids},
             "history": layers.iter().map(|_| json!({"created_by": "harbour-bench"})).collect::<Vec<_>>(),
         });

@@ -8,6 +8,7 @@
 mod check;
 mod command;
 mod data;
+mod engines;
 mod fio;
 mod fleet;
 mod giveback;
@@ -62,6 +63,8 @@ enum Command {
     Together(Common),
     /// A thousand short container tasks on five hosts, beside the same on local copies
     Tasks(Common),
+    /// Docker on the mount, beside the same Docker that pulls and unpacks for itself
+    Engines(Common),
     /// A thousand clients of metad's locks, and what readers of its catalogue notice
     Locks(Common),
     /// The verbs transport beside perftest, from what tests/rdma/run measured in its guest
@@ -145,6 +148,7 @@ fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Giveback(o) => inside(&o, |place| giveback::run(&o, place)),
         Command::Together(o) => inside(&o, |place| together::run(&o, place)),
         Command::Tasks(o) => inside(&o, |place| tasks::run(&o, place)),
+        Command::Engines(o) => inside(&o, |place| engines::run(&o, place)),
         Command::Locks(o) => inside(&o, |place| locks::run(&o, place)),
         Command::Open(o) => inside(&o, |place| open::run(&o, place)),
     }

@@ -3,7 +3,9 @@
 
 use std::{
     fs,
+    os::unix::fs::{PermissionsExt as _, chown},
     path::{Path, PathBuf},
+    process::Command,
     time::Duration,
 };
 
@@ -36,6 +38,10 @@ fn scene(fast_view: &str) -> Scene {
     for dir in ["etc", "proc", "dev", "sys", "dir", "srv"] {
         below.push(Entry::dir(dir));
     }
+    below.push(Entry {
+        mode: 0o1777,
+        ..Entry::dir("tmp")
+    });
     below.push(Entry::file(
         "etc/passwd",
         "root:x:0:0::/root:\nweb:x:33:44::/srv:\n",
@@ -265,4 +271,49 @@ fn an_image_of_many_layers_is_mounted() {
     assert_eq!(fs::read_dir(&dir).unwrap().count(), TALL);
     assert_eq!(fs::read_to_string(dir.join("layer-7")).unwrap(), "7");
     scene.cluster.harbour(["umount", &at]).unwrap();
+}
+
+/// Somebody who is nobody on this host.
+const SOMEBODY: u32 = 4321;
+
+fn without_root(fast_view: &str) {
+    let scene = scene(fast_view);
+    let dir = scene.cluster.dir().to_owned();
+    // So that somebody else finds the mount.
+    fs::set_permissions(&dir, fs::Permissions::from_mode(0o755)).unwrap();
+    let home = dir.join("home");
+    fs::create_dir(&home).unwrap();
+    chown(&home, Some(SOMEBODY), Some(SOMEBODY)).unwrap();
+    let run = |words: &[&str]| {
+        let mut command = Command::new("setpriv");
+        let id = SOMEBODY.to_string();
+        command.args(["--reuid", &id, "--regid", &id, "--clear-groups"]);
+        command.arg(harbour_tests::cluster::binary());
+        command.arg("--mount").arg(scene.cluster.mount());
+        command.arg("--run-dir").arg(scene.cluster.run_dir());
+        command.arg("run").args(words).env("XDG_DATA_HOME", &home);
+        shell::run(&mut command, LIMIT).unwrap()
+    };
+    let script = "echo $UID; ls /dir; [ -e /gone ] || echo hidden; echo w > /tmp/w && cat /tmp/w";
+    let said = run(&["--user", "0", &scene.image, script]).ok().unwrap();
+    assert_eq!(said.text(), "0\nnew\nhidden\nw\n");
+    assert_eq!(
+        run(&["--user", "0", &scene.image, "exit 7"]).status.code(),
+        Some(7)
+    );
+    // Who it would be does not exist there.
+    let other = run(&[&scene.image]);
+    assert!(other.stderr.contains("does not exist"), "{}", other.stderr);
+    let left = home.join("harbour/containers");
+    assert_eq!(fs::read_dir(left).unwrap().count(), 0);
+}
+
+#[test]
+fn containers_run_without_root_on_layers() {
+    without_root("off");
+}
+
+#[test]
+fn containers_run_without_root_on_the_fast_view() {
+    without_root("auto");
 }

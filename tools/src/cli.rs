@@ -80,7 +80,8 @@ pub enum Command {
     ///
     /// The image has to be in the pool (harbour pull). Its root is the image with a writable layer on top,
     /// which goes with the container; a runtime (runc or crun) does the rest. It is on this host's network,
-    /// or on none. The exit code is that of the command, or the runtime's when it could not be started.
+    /// or on none. Who is not root gets it in a user namespace, where files of the image are nobody's: they
+    /// can be read, and written are /tmp, /var/tmp and volumes. The exit code is that of the command, or the runtime's when it could not be started.
     Run(Run),
     /// Make an OCI bundle of an image, for a runtime
     ///

@@ -7,5 +7,6 @@
 pub mod home;
 pub mod image;
 pub mod overlay;
+pub mod rootless;
 pub mod spec;
 pub mod user;

@@ -59,6 +59,7 @@ impl Wish {
             terminal: self.tty,
             no_network: self.no_network,
             hostname,
+            rootless: crate::container::rootless::inside(),
         }
     }
 }

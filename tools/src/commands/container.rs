@@ -10,6 +10,7 @@ use std::{
 
 use anyhow::Context as _;
 use nix::{sys::signal::Signal, unistd::Pid};
+use oci_spec::runtime::Spec;
 use tokio::signal::unix::{SignalKind, signal};
 
 use super::Context;
@@ -19,6 +20,7 @@ use crate::{
         home::{self, Home, Runner},
         image::Image,
         overlay::{self, Upper},
+        rootless,
         spec::{Wanted, spec},
         user,
     },
@@ -29,10 +31,15 @@ use crate::{
 const RUNTIMES: [&str; 2] = ["runc", "crun"];
 
 pub(super) fn run(context: &Context, args: Run) -> anyhow::Result<ExitCode> {
-    root_only("run")?;
+    if !nix::unistd::geteuid().is_root() {
+        return Err(rootless::enter());
+    }
     let runner = Runner {
         runtime: runtime(args.runtime)?,
-        root: context.places.run.join("containers"),
+        root: match rootless::inside() {
+            true => context.places.state.join("runtime"),
+            false => context.places.run.join("containers"),
+        },
     };
     let image = Image::find(&context.places, &args.image)?;
     let name = args.name.unwrap_or_else(home::random_name);
@@ -42,7 +49,17 @@ pub(super) fn run(context: &Context, args: Run) -> anyhow::Result<ExitCode> {
         overlay::mount(&image.lower, Some(&home.upper()), &rootfs)?;
         let user = args.wish.user.clone();
         let wanted = args.wish.wanted(name.clone());
-        configure(&image, user.as_deref(), &wanted, home.dir(), &rootfs)?;
+        let spec = configure(&image, user.as_deref(), &wanted, home.dir(), &rootfs)?;
+        let missing = match rootless::inside() {
+            true => rootless::missing(&spec, &rootfs),
+            false => Vec::new(),
+        };
+        if !missing.is_empty() {
+            // What lies above may change while nothing is mounted on it.
+            overlay::unmount(&rootfs, false)?;
+            rootless::make(&missing, &home.upper().upper)?;
+            overlay::mount(&image.lower, Some(&home.upper()), &rootfs)?;
+        }
         fs::create_dir_all(&runner.root)
             .with_context(|| format!("cannot create {}", runner.root.display()))?;
         supervise(&runner, &home, &name)
@@ -129,17 +146,27 @@ pub(super) fn umount(context: &Context, args: &Umount) -> anyhow::Result<ExitCod
     Ok(ExitCode::SUCCESS)
 }
 
-/// Writes `dir/config.json` for what is mounted on `rootfs`.
+/// Writes `dir/config.json` for what is mounted on `rootfs`, and gives it.
 fn configure(
     image: &Image,
     user: Option<&str>,
     wanted: &Wanted,
     dir: &Path,
     rootfs: &Path,
-) -> anyhow::Result<()> {
+) -> anyhow::Result<Spec> {
     let config = &image.config.run;
     let user = user::look_up(rootfs, user.unwrap_or(&config.user))
         .with_context(|| format!("no user for {}", image.name))?;
+    if !rootless::exists(user.uid) {
+        return Err(failure::failure(
+            Code::Failed,
+            format!(
+                "user {} of {} does not exist in this user namespace",
+                user.uid, image.name
+            ),
+            "run it as another with --user 0, or get a range of IDs in /etc/subuid (package uidmap)",
+        ));
+    }
     let spec = spec(config, &user, wanted)?;
     let path = dir.join("config.json");
     let mut text = serde_json::to_vec_pretty(&spec)?;
@@ -147,7 +174,8 @@ fn configure(
     let mut file =
         fs::File::create(&path).with_context(|| format!("cannot create {}", path.display()))?;
     file.write_all(&text)
-        .with_context(|| format!("cannot write {}", path.display()))
+        .with_context(|| format!("cannot write {}", path.display()))?;
+    Ok(spec)
 }
 
 /// Runs the container to its end. Ctrl-C reaches it by the terminal; other signals are passed on.
@@ -228,7 +256,7 @@ fn root_only(command: &str) -> anyhow::Result<()> {
     Err(failure::failure(
         Code::Failed,
         format!("harbour {command} mounts an overlay, for which it has to be root"),
-        "run it with sudo",
+        "run it with sudo, or inside a user namespace: unshare --user --map-root-user --mount",
     ))
 }
 

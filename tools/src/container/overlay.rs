@@ -11,9 +11,11 @@ use std::{
 use anyhow::Context as _;
 use nix::mount::{MntFlags, MsFlags};
 use rustix::mount::{
-    FsMountFlags, FsOpenFlags, MountAttrFlags, MoveMountFlags, fsconfig_create,
+    FsMountFlags, FsOpenFlags, MountAttrFlags, MoveMountFlags, fsconfig_create, fsconfig_set_flag,
     fsconfig_set_string, fsmount, fsopen, move_mount,
 };
+
+use super::rootless;
 
 /// What mount(2) takes of options: a page less the terminating zero (mount(2), `data`).
 const OPTIONS_MAX: usize = 4095;
@@ -42,7 +44,10 @@ pub fn mount(lower: &[PathBuf], upper: Option<&Upper>, target: &Path) -> anyhow:
     let Err(one_by_one) = mount_one_by_one(lower, upper, target) else {
         return Ok(());
     };
-    let options = options(lower, upper);
+    let mut options = options(lower, upper);
+    if rootless::inside() {
+        options += ",userxattr";
+    }
     if options.len() > OPTIONS_MAX {
         let count = lower.len();
         return Err(one_by_one).with_context(why).context(format!(
@@ -80,6 +85,9 @@ fn mount_one_by_one(lower: &[PathBuf], upper: Option<&Upper>, target: &Path) -> 
     if let Some(Upper { upper, work }) = upper {
         fsconfig_set_string(&fs, "upperdir", upper)?;
         fsconfig_set_string(&fs, "workdir", work)?;
+    }
+    if rootless::inside() {
+        fsconfig_set_flag(&fs, "userxattr")?;
     }
     fsconfig_create(&fs)?;
     let attributes = match upper {

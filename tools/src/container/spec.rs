@@ -60,6 +60,8 @@ pub struct Wanted {
     pub no_network: bool,
     /// Its name for itself.
     pub hostname: String,
+    /// In a user namespace: without what only the host's root may give.
+    pub rootless: bool,
 }
 
 /// A directory or file of this host in a container.
@@ -111,7 +113,11 @@ pub fn spec(config: &RunConfig, user: &User, wanted: &Wanted) -> anyhow::Result<
             UserBuilder::default()
                 .uid(user.uid)
                 .gid(user.gid)
-                .additional_gids(user.groups.clone())
+                .additional_gids(match wanted.rootless {
+                    // Nobody may set groups there.
+                    true => Vec::new(),
+                    false => user.groups.clone(),
+                })
                 .build()?,
         )
         .args(command(config, wanted)?)
@@ -126,6 +132,9 @@ pub fn spec(config: &RunConfig, user: &User, wanted: &Wanted) -> anyhow::Result<
         .readonly(wanted.read_only)
         .build()?;
     let mut mounts = get_default_mounts();
+    if wanted.rootless {
+        mounts = lesser(mounts, wanted)?;
+    }
     if !wanted.no_network {
         for name in NAMES.map(Path::new) {
             if name.exists() {
@@ -144,6 +153,43 @@ pub fn spec(config: &RunConfig, user: &User, wanted: &Wanted) -> anyhow::Result<
         .mounts(mounts)
         .linux(linux(wanted)?)
         .build()?)
+}
+
+/// The usual mounts without those that a user namespace cannot have: cgroups, a terminals' group that does
+/// not exist there, and a view of devices of a network that is the host's, which is shown as it is. Where
+/// programs expect to write is memory.
+fn lesser(mounts: Vec<Mount>, wanted: &Wanted) -> anyhow::Result<Vec<Mount>> {
+    let mut lesser = Vec::new();
+    for mut mount in mounts {
+        let kind = mount.typ().clone().unwrap_or_default();
+        match kind.as_str() {
+            "cgroup" => continue,
+            "sysfs" if !wanted.no_network => {
+                lesser.push(bind(Path::new("/sys"), Path::new("/sys"), true)?);
+                continue;
+            }
+            "devpts" => {
+                let options = mount.options().clone().unwrap_or_default().into_iter();
+                let options = options.filter(|option| !option.starts_with("gid="));
+                mount.set_options(Some(options.collect()));
+            }
+            _ => {}
+        }
+        lesser.push(mount);
+    }
+    // What the image has there is nobody's, and cannot be written.
+    for dir in ["/tmp", "/var/tmp"] {
+        let options = ["nosuid", "nodev", "mode=1777"].map(str::to_owned);
+        lesser.push(
+            MountBuilder::default()
+                .destination(dir)
+                .typ("tmpfs")
+                .source("tmpfs")
+                .options(options.to_vec())
+                .build()?,
+        );
+    }
+    Ok(lesser)
 }
 
 fn command(config: &RunConfig, wanted: &Wanted) -> anyhow::Result<Vec<String>> {
@@ -240,9 +286,12 @@ fn linux(wanted: &Wanted) -> anyhow::Result<oci_spec::runtime::Linux> {
     let resources = LinuxResourcesBuilder::default()
         .devices(vec![no_devices])
         .build()?;
-    LinuxBuilder::default()
+    let mut linux = LinuxBuilder::default();
+    if !wanted.rootless {
+        linux = linux.resources(resources);
+    }
+    linux
         .namespaces(spaces?)
-        .resources(resources)
         .masked_paths(oci_spec::runtime::get_default_maskedpaths())
         .readonly_paths(oci_spec::runtime::get_default_readonly_paths())
         .build()
