@@ -9,8 +9,10 @@ use std::{
     time::Duration,
 };
 
+use anyhow::{Result, ensure};
 use harbour_tests::{
     cluster::Cluster,
+    engines::{Images, NotHere, Row, When, row},
     layers::{Blob, Entry, Layout, architecture, programs, tar},
     shell::{self, Output},
 };
@@ -316,4 +318,52 @@ fn containers_run_without_root_on_layers() {
 #[test]
 fn containers_run_without_root_on_the_fast_view() {
     without_root("auto");
+}
+
+#[test]
+fn runc_runs_the_images_of_the_matrix() {
+    row("runc, harbour run", When::Always, |row| runs(row, "runc"));
+}
+
+#[test]
+fn crun_runs_the_images_of_the_matrix() {
+    row("crun, harbour run", When::Always, |row| runs(row, "crun"));
+}
+
+fn runs(row: &mut Row, runtime: &str) -> Result<()> {
+    let Ok(said) = shell::check(runtime, ["--version"], LIMIT) else {
+        return Err(NotHere(format!("{runtime} is not installed")).into());
+    };
+    let said = said.text();
+    let version = said
+        .lines()
+        .next()
+        .and_then(|line| line.split(' ').next_back());
+    row.version(version.unwrap_or_default());
+    let cluster = Cluster::start("128MiB")?;
+    let mut layout = Layout::create(&cluster.dir().join("layout"))?;
+    let images = Images::write(&mut layout)?;
+    for image in [&images.three, &images.tall] {
+        let reference = layout.reference(image.tag());
+        cluster.pull(&reference)?;
+        let command = cluster.command(["run", "--runtime", runtime, &reference]);
+        let said = shell::run(&mut one_kind_of_cgroups(&command), LIMIT)?.ok()?;
+        ensure!(said.text().trim() == image.says, "{}", said.text());
+    }
+    Ok(())
+}
+
+/// A command that sees cgroups of version 1 alone where the machine has both, which crun does not take.
+fn one_kind_of_cgroups(command: &Command) -> Command {
+    let script = "umount -l /sys/fs/cgroup/unified 2>/dev/null; exec \"$@\"";
+    let mut apart = Command::new("unshare");
+    apart.args(["--mount", "sh", "-c", script, "sh"]);
+    apart.arg(command.get_program()).args(command.get_args());
+    for (key, value) in command.get_envs() {
+        match value {
+            Some(value) => apart.env(key, value),
+            None => apart.env_remove(key),
+        };
+    }
+    apart
 }

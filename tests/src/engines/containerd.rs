@@ -12,7 +12,7 @@ use anyhow::Result;
 use nix::sys::signal::Signal;
 
 use super::{
-    Cri, Net, Packages, disk_bytes,
+    Cri, Net, Packages,
     process::{self, Daemon},
     with_log,
 };
@@ -137,9 +137,9 @@ impl Containerd {
         Cri::connect(&self.socket()).map_err(|error| with_log(&error, &self.log()))
     }
 
-    /// Bytes on disk of all that it keeps.
-    pub fn disk_bytes(&self) -> Result<u64> {
-        disk_bytes(&self.dir.join("root"))
+    /// All that it keeps.
+    pub fn root(&self) -> PathBuf {
+        self.dir.join("root")
     }
 
     /// The last it has said.

@@ -64,10 +64,16 @@ impl Cri {
             runtime: RuntimeServiceClient::new(channel),
             tokio,
         };
-        shell::until("the runtime interface answers", READY_LIMIT, || {
-            Ok(cri.version().is_ok().then_some(()))
-        })?;
+        cri.wait()?;
         Ok(cri)
+    }
+
+    /// Waits until the service answers, also after a restart of the engine.
+    pub fn wait(&self) -> Result<()> {
+        shell::until("the runtime interface answers", READY_LIMIT, || {
+            let answers = self.version().is_ok() && self.images().is_ok();
+            Ok(answers.then_some(()))
+        })
     }
 
     fn call<T>(

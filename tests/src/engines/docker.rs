@@ -14,7 +14,6 @@ use serde_json::json;
 use super::{
     Containerd, Net, Packages,
     containerd::{self, SNAPSHOTTER, client},
-    disk_bytes,
     process::{self, Daemon},
     with_log,
 };
@@ -185,9 +184,9 @@ impl Dockerd {
         self.docker(&["run", "--rm", "--pull", "never", image])
     }
 
-    /// Bytes on disk of all that both daemons keep.
-    pub fn disk_bytes(&self) -> Result<u64> {
-        Ok(disk_bytes(&self.data_root())? + self.containerd.disk_bytes()?)
+    /// All that both daemons keep.
+    pub fn root(&self) -> PathBuf {
+        self.dir.clone()
     }
 
     /// The last that both have said.

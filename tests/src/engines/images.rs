@@ -66,6 +66,8 @@ pub struct Images {
     pub three: Image,
     /// [`TALL`] layers with whiteouts and an opaque directory among them.
     pub tall: Image,
+    /// One more of a single layer, for a pull into a pool that lacks it.
+    pub spare: Image,
     /// Waits for ever, as the container does that holds a pod together.
     pub pause: Image,
 }
@@ -77,13 +79,14 @@ impl Images {
         Ok(Self {
             three: three(layout, &below)?,
             tall: tall(layout, &below)?,
+            spare: spare(layout, &below)?,
             pause: pause(layout)?,
         })
     }
 
     /// Pushes them to a registry on plain HTTP.
     pub fn push(&self, layout: &Layout, registry: &str) -> Result<()> {
-        for image in [&self.three, &self.tall, &self.pause] {
+        for image in [&self.three, &self.tall, &self.spare, &self.pause] {
             let from = layout.reference(image.tag);
             let to = format!("docker://{registry}/{}", image.name());
             let copy = ["copy", "-q", "--dest-tls-verify=false", &from, &to];
@@ -160,14 +163,15 @@ fn tall(layout: &mut Layout, below: &[Entry]) -> Result<Image> {
     write(layout, "tall", &layers, says)
 }
 
+fn spare(layout: &mut Layout, below: &[Entry]) -> Result<Image> {
+    let layer = [below, &[script("#!/bin/bash\necho spare\n")]].concat();
+    write(layout, "spare", &[&layer], "spare".to_owned())
+}
+
 fn pause(layout: &mut Layout) -> Result<Image> {
     let mut layer = programs(&["/bin/sleep", "/bin/bash"])?;
     layer.extend(["etc", "proc", "dev", "sys"].map(Entry::dir));
-    let script = Entry {
-        mode: 0o755,
-        ..Entry::file("report", "#!/bin/bash\nexec sleep infinity\n")
-    };
-    layer.push(script);
+    layer.push(script("#!/bin/bash\nexec sleep infinity\n"));
     write(layout, "pause", &[&layer], String::new())
 }
 
