@@ -1,6 +1,6 @@
 //! What can be set about the file system. The session's options are in [`crate::session`].
 
-use std::time::Duration;
+use std::{path::PathBuf, time::Duration};
 
 /// Settings of [`crate::Fs`]; the default is what a node runs with.
 #[derive(Clone, Debug)]
@@ -31,6 +31,8 @@ pub struct Config {
     pub seed: u64,
     /// Whether the rest of an index is fetched in the background once something of it was used.
     pub prefetch_indexes: bool,
+    /// Where the file system will be mounted: engines take some links only when they are absolute.
+    pub mountpoint: PathBuf,
     /// How long the kernel may keep names and attributes inside layers and images.
     pub content_ttl: Duration,
     /// How long it may keep those of directories that change with the catalogue, when it misses
@@ -51,6 +53,7 @@ impl Default for Config {
             slow_threads: 16,
             seed: 0x9e37_79b9_7f4a_7c15,
             prefetch_indexes: true,
+            mountpoint: "/harbour".into(),
             content_ttl: Duration::from_secs(24 * 3600),
             control_ttl: Duration::from_secs(1),
         }

@@ -6,9 +6,11 @@
 //! erofs/<12 hex of diff ID or manifest digest>.erofs
 //! .status/{status.json,views.json}
 //! .devices/<12 hex of diff ID or manifest digest>.{head,bulk}
+//! store/{overlay,overlay-layers,overlay-images}/
+//! layerstore/<base64 of a reference>/<digest of a blob>/{diff,info,blob,use}
 //! ```
 //!
-//! `.devices` has each EROFS file in two parts, for a mount with `device=` (see
+//! `store` and `layerstore` are what Podman and CRI-O read ([`store`]). `.devices` has each EROFS file in two parts, for a mount with `device=` (see
 //! [`crate::fastview`]).
 //!
 //! Where names could clash:
@@ -26,13 +28,16 @@
 mod build;
 mod changes;
 mod names;
+mod store;
 
 use std::{collections::HashMap, sync::Arc};
 
-use harbour_image::{digest::Digest, tree::Time};
+use harbour_image::{digest::Digest, index::FileType, tree::Time};
 
+use self::store::Item;
+pub(crate) use self::store::{DocumentFacts, Page, Store};
 pub use self::{build::image_path, changes::Changes};
-use crate::inode::{Node, Part};
+use crate::inode::{Node, Part, made};
 
 /// One state of the directories.
 #[derive(Debug, Default)]
@@ -46,6 +51,23 @@ pub(crate) struct Control {
     names: HashMap<u32, String>,
     /// Where the root of a view is shown: number of the directory.
     homes: HashMap<u32, u64>,
+    /// Names of layers in the image store, kept likewise.
+    links: HashMap<u32, String>,
+    /// What engines' stores show.
+    pub(crate) store: Arc<Store>,
+    /// Directories of it whose members are made when they are looked at.
+    made: HashMap<u64, MadeDir>,
+}
+
+/// A directory of an engine's store, by its number in [`Control`].
+#[derive(Debug)]
+struct MadeDir {
+    /// Number of the directory above.
+    parent: u64,
+    item: Item,
+    /// Tells whether what is in it changed.
+    print: u64,
+    mtime: Time,
 }
 
 /// One node.
@@ -70,6 +92,10 @@ pub(crate) enum Kind {
     Document(Digest),
     /// A page made when it is read.
     Status(Status),
+    /// A small file.
+    Bytes(Box<[u8]>),
+    /// The list of layers or images for an engine, made when it is first looked at.
+    Page(Page),
 }
 
 /// One name in a control directory.
@@ -103,8 +129,38 @@ pub(crate) enum Status {
 
 impl Control {
     /// The node with this number.
-    pub(crate) fn node(&self, number: u64) -> Option<&Arc<ControlNode>> {
-        self.nodes.get(&number)
+    pub(crate) fn node(&self, number: u64) -> Option<Arc<ControlNode>> {
+        let Some((dir, member)) = made(number) else {
+            return self.nodes.get(&number).map(Arc::clone);
+        };
+        let made = self.made.get(&dir)?;
+        let kind = match member {
+            0 => Kind::Dir(self.store.members(dir, made.item)),
+            member => self.store.member(made.item, member)?,
+        };
+        let parent = if member == 0 { made.parent } else { dir };
+        Some(Arc::new(ControlNode {
+            parent,
+            kind,
+            mtime: made.mtime,
+        }))
+    }
+
+    /// What kind of file the node with this number is, without making it.
+    pub(crate) fn file_type(&self, number: u64) -> FileType {
+        if let Some((_, member)) = made(number) {
+            return store::file_type(member);
+        }
+        match self.nodes.get(&number).map(|node| &node.kind) {
+            Some(Kind::Dir(_)) => FileType::Dir,
+            Some(Kind::Symlink(_)) => FileType::Symlink,
+            _ => FileType::File,
+        }
+    }
+
+    /// Whether the node with this number is a page that changes with time.
+    pub(crate) fn is_volatile(&self, number: u64) -> bool {
+        (self.nodes.get(&number)).is_some_and(|node| matches!(node.kind, Kind::Status(_)))
     }
 
     /// Number of the directory that shows the root of a view.

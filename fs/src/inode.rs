@@ -4,7 +4,9 @@
 //! for good), the lower 40 its EROFS nid. So the kernel may hold a number for years, across
 //! changes of the catalogue, and it still means the same file. View 0 is ours: the directories
 //! above the views. There the root is 1, as FUSE wants it, an `erofs/X.erofs` file is told by the
-//! view that it shows and the part of it, and everything else by a number made from its path.
+//! view that it shows and the part of it, and everything else by a number made from its path. For
+//! the many small directories of the engines' stores the number ends with what in the directory it
+//! is, so that only the directories are held in memory.
 
 use harbour_image::{index::Header, object::hash_object};
 
@@ -16,6 +18,11 @@ const NAMED: u64 = 1 << 39;
 /// Control numbers with this bit, below [`NAMED`], are EROFS files: the part, and the view's number.
 const EROFS: u64 = 1 << 38;
 const PART_SHIFT: u32 = 24;
+/// Control numbers with this bit, below [`EROFS`], are directories made when they are looked at, and
+/// what is in them: the low bits tell which.
+const MADE: u64 = 1 << 37;
+const MEMBER_BITS: u32 = 4;
+const MEMBER_MAX: u64 = (1 << MEMBER_BITS) - 1;
 
 /// A node as the kernel knows it: the number of a FUSE node and `st_ino`.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -143,6 +150,22 @@ pub(crate) fn control_number(path: &str, attempt: u32) -> u64 {
     NAMED | (u64::from_le_bytes(bytes).wrapping_add(u64::from(attempt)) & (NAMED - 1))
 }
 
+/// As [`control_number`], for a directory whose members are made when they are looked at. Its members
+/// have the numbers behind it, up to 15.
+pub(crate) fn made_number(path: &str, attempt: u32) -> u64 {
+    let hash = control_number(path, 0).wrapping_add(u64::from(attempt)) << MEMBER_BITS;
+    MADE | hash & (MADE - 1)
+}
+
+/// Takes the number of such a directory or of a member of it apart: the directory's number, and which
+/// member, 0 for the directory itself. `None` for other control numbers.
+pub(crate) const fn made(number: u64) -> Option<(u64, u64)> {
+    if number & (NAMED | EROFS) != 0 || number & MADE == 0 {
+        return None;
+    }
+    Some((number & !MEMBER_MAX, number & MEMBER_MAX))
+}
+
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
@@ -178,5 +201,21 @@ mod tests {
         assert_ne!(number, control_number("images", 0));
         assert_eq!(Node::control(number).place(), Place::Control(number));
         assert_eq!(control_number("", 0), 1);
+    }
+
+    #[test]
+    fn members_of_made_directories_stand_behind_them() {
+        for attempt in [0, 1, 1000] {
+            let dir = made_number("store/overlay/0123", attempt);
+            assert_eq!(made(dir), Some((dir, 0)));
+            assert_eq!(made(dir + MEMBER_MAX), Some((dir, MEMBER_MAX)));
+            assert_eq!(Node::control(dir).place(), Place::Control(dir));
+            assert_ne!(dir, made_number("store/overlay/0123", attempt + 1));
+        }
+        for number in [1, control_number("images", 0)] {
+            assert_eq!(made(number), None);
+        }
+        assert_eq!(made(Node::erofs(7, Part::Bulk).raw()), None);
+        assert_eq!(made(Node::erofs(VIEW_MAX, Part::Whole).raw()), None);
     }
 }

@@ -8,6 +8,7 @@ mod content;
 mod control;
 mod names;
 mod status;
+mod stores;
 mod xattrs;
 
 use std::{
@@ -55,6 +56,7 @@ pub struct Fs {
     changes: Mutex<Changes>,
     documents: Mutex<LruCache<Digest, Arc<[u8]>>>,
     pages: Mutex<status::Pages>,
+    lists: stores::Lists,
     errors: Errors,
     slow: Slow,
     this: OnceLock<Weak<Self>>,
@@ -79,6 +81,7 @@ impl Fs {
             changes: Mutex::default(),
             documents: Mutex::new(LruCache::new(DOCUMENTS)),
             pages: Mutex::default(),
+            lists: stores::Lists::default(),
             errors: Errors::default(),
             slow,
             this: OnceLock::new(),
@@ -204,7 +207,10 @@ impl Fs {
             return;
         }
         let first = before.node(1).is_none();
-        let after = before.next(&snapshot, if first { self.started } else { now() });
+        let after = {
+            let now = if first { self.started } else { now() };
+            before.next(&snapshot, &self.config().mountpoint, now)
+        };
         self.views.update(&snapshot);
         if !first {
             self.changes

@@ -4,7 +4,7 @@
 
 use std::{sync::Arc, time::Instant};
 
-use harbour_image::{digest::Digest, object::PackId};
+use harbour_image::{digest::Digest, manifest::Compression, object::PackId};
 use harbour_pool::transport::{Read, RegionId, TransportError};
 
 /// An immutable view of the catalogue; replaced whole when it changes.
@@ -48,6 +48,21 @@ pub struct LayerEntry {
     pub number: u32,
     /// The layer's index.
     pub index: IndexRef,
+    /// What it was seen as in registries, for engines that ask by the digest of a blob.
+    pub blobs: Vec<BlobEntry>,
+    /// Sum of the sizes of its files.
+    pub unpacked_bytes: u64,
+}
+
+/// A layer as a registry has it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct BlobEntry {
+    /// Digest of the compressed bytes.
+    pub digest: Digest,
+    /// Their number.
+    pub len: u64,
+    /// How they are compressed.
+    pub compression: Compression,
 }
 
 /// Where an index file is.

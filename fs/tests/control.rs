@@ -93,7 +93,15 @@ fn images_layers_and_files_stand_where_they_should() {
 
     assert_eq!(
         names(&fs, ""),
-        [".devices", ".status", "erofs", "images", "layers"]
+        [
+            ".devices",
+            ".status",
+            "erofs",
+            "images",
+            "layers",
+            "layerstore",
+            "store"
+        ]
     );
     assert_eq!(names(&fs, "images/docker.io/library/app"), ["12", "latest"]);
     assert_eq!(
@@ -142,7 +150,7 @@ fn images_layers_and_files_stand_where_they_should() {
     assert_eq!(views.as_array().unwrap().len(), 3);
 
     let root = fs.getattr(Node::ROOT).unwrap().0;
-    assert_eq!((root.node.raw(), root.nlink, root.perm), (1, 7, 0o555));
+    assert_eq!((root.node.raw(), root.nlink, root.perm), (1, 9, 0o555));
     // From a view's root, `..` leads back to the directory that shows it.
     let rootfs = find(&fs, &format!("{dir}/12/rootfs")).unwrap();
     let up = fs

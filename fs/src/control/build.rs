@@ -2,14 +2,18 @@
 
 use std::{
     collections::{BTreeMap, HashMap, HashSet},
+    path::Path,
     sync::Arc,
 };
 
 use harbour_image::{digest::Digest, object::hash_object, tree::Time};
 
-use super::{Child, Control, ControlNode, Kind, Status, Target, names};
+use super::{
+    Child, Control, ControlNode, Kind, MadeDir, Status, Target, names,
+    store::{Item, Page, Store},
+};
 use crate::{
-    inode::{Part, control_number},
+    inode::{Part, control_number, made_number},
     source::{ImageEntry, Snapshot},
 };
 
@@ -23,13 +27,18 @@ const COMPONENTS_MAX: usize = 64;
 const COOKIE_MIN: u64 = 3;
 
 /// A name before numbers are given.
-enum Leaf {
+pub(super) enum Leaf {
     Dir,
     Symlink(String),
     Document(Digest),
     Status(Status),
     Root(u32),
     Erofs(u32, Part),
+    Bytes(Vec<u8>),
+    /// With a print of what will stand there: another content is another node, so that who reads one
+    /// state of it never gets the rest from the next.
+    Page(Page, u64),
+    Made(Item),
 }
 
 /// Position behind an entry called `name`.
@@ -42,30 +51,16 @@ pub(super) fn cookie(name: &[u8]) -> u64 {
 
 impl Control {
     /// The directories of `snapshot`, after `self`. Things that did not change keep their number
-    /// and time.
-    pub(crate) fn next(&self, snapshot: &Snapshot, now: Time) -> Self {
+    /// and time. Links that have to be absolute go through `mountpoint`.
+    pub(crate) fn next(&self, snapshot: &Arc<Snapshot>, mountpoint: &Path, now: Time) -> Self {
         let names = names::assign(snapshot, &self.names);
-        let plan = Plan::new(snapshot, &names);
-        let mut numbers: HashMap<Box<str>, u64> = HashMap::new();
-        let mut taken: HashSet<u64> = HashSet::new();
-        // Paths that had a number keep it, whatever the order they come in now.
-        for path in plan.paths() {
-            if let Some(number) = self.numbers.get(path.as_str()) {
-                numbers.insert(path.into(), *number);
-                taken.insert(*number);
-            }
-        }
-        for path in plan.paths() {
-            numbers.entry(path.as_str().into()).or_insert_with(|| {
-                let number = (0..)
-                    .map(|attempt| control_number(&path, attempt))
-                    .find(|number| taken.insert(*number));
-                number.unwrap_or(0)
-            });
-        }
+        let links = names::assign_links(snapshot, &self.links);
+        let store = Store::new(snapshot, &names, &links, mountpoint);
+        let plan = Plan::new(snapshot, &names, &store);
+        let numbers = self.number(&plan);
         let mut nodes = HashMap::new();
         let mut homes = HashMap::new();
-        plan.freeze(&numbers, &mut |number, node| {
+        let made = plan.freeze(&numbers, &mut |number, node| {
             let node = self.keep_time(number, node, now);
             for child in node.children().unwrap_or_default() {
                 if let Target::Root(view) = child.target {
@@ -74,13 +69,50 @@ impl Control {
             }
             nodes.insert(number, Arc::new(node));
         });
+        let made = made.into_iter().map(|(number, parent, item)| {
+            let print = store.print(item);
+            let before = (self.made.get(&number)).filter(|before| before.print == print);
+            let dir = MadeDir {
+                parent,
+                item,
+                print,
+                mtime: before.map_or(now, |before| before.mtime),
+            };
+            (number, dir)
+        });
         Self {
             generation: snapshot.generation,
             nodes,
             numbers,
             names,
             homes,
+            links,
+            made: made.collect(),
+            store: Arc::new(store),
         }
+    }
+
+    /// Numbers for the paths of `plan`. Those that had one keep it, whatever the order they come in
+    /// now.
+    fn number(&self, plan: &Plan) -> HashMap<Box<str>, u64> {
+        let mut numbers: HashMap<Box<str>, u64> = HashMap::new();
+        let mut taken: HashSet<u64> = HashSet::new();
+        for (path, _) in plan.paths() {
+            if let Some(number) = self.numbers.get(path.as_str()) {
+                numbers.insert(path.into(), *number);
+                taken.insert(*number);
+            }
+        }
+        for (path, made) in plan.paths() {
+            let choice = if made { made_number } else { control_number };
+            numbers.entry(path.as_str().into()).or_insert_with(|| {
+                let number = (0..)
+                    .map(|attempt| choice(&path, attempt))
+                    .find(|number| taken.insert(*number));
+                number.unwrap_or(0)
+            });
+        }
+        numbers
     }
 
     fn keep_time(&self, number: u64, mut node: ControlNode, now: Time) -> ControlNode {
@@ -95,12 +127,12 @@ impl Control {
 
 /// Names by directory, directories by path.
 #[derive(Default)]
-struct Plan {
+pub(super) struct Plan {
     dirs: BTreeMap<String, BTreeMap<String, Leaf>>,
 }
 
 impl Plan {
-    fn new(snapshot: &Snapshot, names: &HashMap<u32, String>) -> Self {
+    fn new(snapshot: &Snapshot, names: &HashMap<u32, String>, store: &Store) -> Self {
         let mut plan = Self::default();
         for dir in ["images", "layers", "erofs", ".status", ".devices"] {
             plan.dir(dir);
@@ -138,6 +170,7 @@ impl Plan {
             }
             plan.image(image, &path, &layer_names, &mut first);
         }
+        store.lay_out(&mut plan);
         plan
     }
 
@@ -187,7 +220,7 @@ impl Plan {
     }
 
     /// Makes a directory and those above it.
-    fn dir(&mut self, path: &str) {
+    pub(super) fn dir(&mut self, path: &str) {
         if self.dirs.contains_key(path) {
             return;
         }
@@ -199,43 +232,56 @@ impl Plan {
         }
     }
 
-    fn put(&mut self, dir: &str, name: &str, leaf: Leaf) {
+    pub(super) fn put(&mut self, dir: &str, name: &str, leaf: Leaf) {
         self.dirs
             .entry(dir.to_owned())
             .or_default()
             .insert(name.to_owned(), leaf);
     }
 
-    /// Paths of all nodes that are ours.
-    fn paths(&self) -> impl Iterator<Item = String> {
+    /// What tells nodes that are ours apart, mostly their paths; and whether it is a directory whose
+    /// members are made when they are looked at.
+    fn paths(&self) -> impl Iterator<Item = (String, bool)> {
         let named = self.dirs.iter().flat_map(|(dir, names)| {
             names
                 .iter()
                 .filter(|(_, leaf)| !matches!(leaf, Leaf::Root(_) | Leaf::Erofs(..)))
-                .map(|(name, _)| join(dir, name))
+                .map(|(name, leaf)| (key(dir, name, leaf), matches!(leaf, Leaf::Made(_))))
         });
-        std::iter::once(String::new()).chain(named)
+        std::iter::once((String::new(), false)).chain(named)
     }
 
-    /// Gives out all nodes, with numbers for names.
-    fn freeze(self, numbers: &HashMap<Box<str>, u64>, give: &mut dyn FnMut(u64, ControlNode)) {
+    /// Gives out all nodes, with numbers for names. Returns directories that are made when they are
+    /// looked at, with the number of the directory above.
+    fn freeze(
+        self,
+        numbers: &HashMap<Box<str>, u64>,
+        give: &mut dyn FnMut(u64, ControlNode),
+    ) -> Vec<(u64, u64, Item)> {
         let number = |path: &str| numbers.get(path).copied().unwrap_or(0);
+        let mtime = Time::default();
+        let mut made = Vec::new();
         for (dir, names) in self.dirs {
             let this = number(&dir);
             let parent = number(dir.rsplit_once('/').map_or("", |(parent, _)| parent));
             let mut children = Vec::with_capacity(names.len());
             for (name, leaf) in names {
-                let path = join(&dir, &name);
-                let child = number(&path);
-                let (target, kind) = match leaf {
-                    Leaf::Root(view) => (Target::Root(view), None),
-                    Leaf::Erofs(view, part) => (Target::Erofs(view, part), None),
-                    Leaf::Dir => (Target::Control(child), None),
-                    Leaf::Symlink(target) => (Target::Control(child), Some(Kind::Symlink(target))),
-                    Leaf::Document(digest) => {
-                        (Target::Control(child), Some(Kind::Document(digest)))
-                    }
-                    Leaf::Status(page) => (Target::Control(child), Some(Kind::Status(page))),
+                let child = number(&key(&dir, &name, &leaf));
+                let target = match leaf {
+                    Leaf::Root(view) => Target::Root(view),
+                    Leaf::Erofs(view, part) => Target::Erofs(view, part),
+                    _ => Target::Control(child),
+                };
+                if let Leaf::Made(item) = leaf {
+                    made.push((child, this, item));
+                }
+                let kind = match leaf {
+                    Leaf::Symlink(target) => Some(Kind::Symlink(target)),
+                    Leaf::Document(digest) => Some(Kind::Document(digest)),
+                    Leaf::Status(page) => Some(Kind::Status(page)),
+                    Leaf::Bytes(bytes) => Some(Kind::Bytes(bytes.into())),
+                    Leaf::Page(page, _) => Some(Kind::Page(page)),
+                    Leaf::Dir | Leaf::Root(_) | Leaf::Erofs(..) | Leaf::Made(_) => None,
                 };
                 if let Some(kind) = kind {
                     give(
@@ -243,7 +289,7 @@ impl Plan {
                         ControlNode {
                             parent: this,
                             kind,
-                            mtime: Time::default(),
+                            mtime,
                         },
                     );
                 }
@@ -260,21 +306,31 @@ impl Plan {
                 ControlNode {
                     parent,
                     kind,
-                    mtime: Time::default(),
+                    mtime,
                 },
             );
         }
+        made
     }
 }
 
 /// Cookies ascend and differ; two names with one hash, should they ever meet, get neighbours.
-fn sort_by_cookie(children: &mut [Child]) {
+pub(super) fn sort_by_cookie(children: &mut [Child]) {
     children.sort_by(|a, b| (a.cookie, &a.name).cmp(&(b.cookie, &b.name)));
     for place in 1..children.len() {
         let before = children[place - 1].cookie;
         if children[place].cookie <= before {
             children[place].cookie = before + 1;
         }
+    }
+}
+
+/// What the number of a node is made from: its path, and for a page what stands there.
+fn key(dir: &str, name: &str, leaf: &Leaf) -> String {
+    let path = join(dir, name);
+    match leaf {
+        Leaf::Page(_, print) => format!("{path}\0{print:x}"),
+        _ => path,
     }
 }
 

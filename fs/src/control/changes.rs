@@ -59,6 +59,18 @@ impl Changes {
                 changes.nodes.push(node);
             }
         }
+        for (number, old) in &before.made {
+            if after
+                .made
+                .get(number)
+                .is_some_and(|new| new.print != old.print)
+            {
+                let all = before.store.members(*number, old.item);
+                let members = all.iter().filter_map(|child| child.target.node());
+                changes.nodes.push(Node::control(*number));
+                changes.nodes.extend(members);
+            }
+        }
         changes
     }
 }

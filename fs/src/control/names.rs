@@ -2,12 +2,15 @@
 
 use std::collections::{HashMap, HashSet};
 
+use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
 use harbour_image::digest::Digest;
 
 use crate::source::Snapshot;
 
 /// Digits of a name that clashes with no other.
 const SHORT: usize = 12;
+/// Characters of a link's name that clashes with no other: 36 bits.
+const LINK: usize = 6;
 /// Digits more at each clash.
 const STEP: usize = 4;
 
@@ -25,25 +28,53 @@ pub(super) fn assign(snapshot: &Snapshot, before: &HashMap<u32, String>) -> Hash
     views.sort_unstable();
     views.dedup_by_key(|view| view.0);
 
+    let names = views.iter().map(|(number, digest)| (*number, digest.hex()));
+    shorten(names.collect(), SHORT, before)
+}
+
+/// Names of all layers of `snapshot` that are shorter still, keeping those in `before`: 120 of them
+/// have to fit the options of one mount.
+pub(super) fn assign_links(
+    snapshot: &Snapshot,
+    before: &HashMap<u32, String>,
+) -> HashMap<u32, String> {
+    let mut layers: Vec<(u32, String)> = (snapshot.layers.iter())
+        .map(|layer| {
+            (
+                layer.number,
+                URL_SAFE_NO_PAD.encode(layer.diff_id.as_bytes()),
+            )
+        })
+        .collect();
+    layers.sort_unstable();
+    layers.dedup_by_key(|layer| layer.0);
+    shorten(layers, LINK, before)
+}
+
+/// Cuts names down to `short` characters, and those that clash to more. Views come by number.
+fn shorten(
+    views: Vec<(u32, String)>,
+    short: usize,
+    before: &HashMap<u32, String>,
+) -> HashMap<u32, String> {
     let mut names = HashMap::with_capacity(views.len());
     let mut taken = HashSet::with_capacity(views.len());
-    for (number, digest) in &views {
+    for (number, whole) in &views {
         let kept = before
             .get(number)
-            .filter(|name| digest.hex().starts_with(name.as_str()));
+            .filter(|name| whole.starts_with(name.as_str()));
         if let Some(kept) = kept.filter(|name| taken.insert((*name).clone())) {
             names.insert(*number, kept.clone());
         }
     }
-    for (number, digest) in views {
+    for (number, whole) in views {
         names.entry(number).or_insert_with(|| {
-            let hex = digest.hex();
-            let name = (SHORT..=hex.len())
+            let name = (short..=whole.len())
                 .step_by(STEP)
-                .map(|len| hex[..len].to_owned())
+                .map(|len| whole[..len].to_owned())
                 .find(|name| !taken.contains(name))
                 // The same digest twice: nothing in it tells them apart, so the number has to.
-                .unwrap_or_else(|| format!("{hex}-{number}"));
+                .unwrap_or_else(|| format!("{whole}-{number}"));
             taken.insert(name.clone());
             name
         });
@@ -66,6 +97,8 @@ mod tests {
             diff_id: Digest::from_bytes(digest),
             number,
             index,
+            blobs: Vec::new(),
+            unpacked_bytes: 0,
         }
     }
 
@@ -98,6 +131,9 @@ mod tests {
         snapshot.layers.push(layer(20, one));
         let later = assign(&snapshot, &later);
         assert_eq!(later[&20], "010101010101");
+        let links = assign_links(&snapshot, &HashMap::new());
+        assert_eq!((links[&9].len(), links[&12].len()), (6, 10));
+        assert!(links[&12].starts_with(&links[&9]));
     }
 
     #[test]

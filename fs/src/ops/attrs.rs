@@ -7,7 +7,6 @@ use harbour_image::index::{FileType, Nid};
 use super::Fs;
 use crate::{
     attr::{Attr, BLOCK},
-    control::Kind,
     error::{Error, Result},
     inode::{Node, Place},
 };
@@ -35,11 +34,7 @@ impl Fs {
         match node.place() {
             Place::Control(number) => {
                 let control = self.control();
-                let volatile = matches!(
-                    control.node(number).map(|node| &node.kind),
-                    Some(Kind::Status(_))
-                );
-                let ttl = if volatile {
+                let ttl = if control.is_volatile(number) {
                     Duration::ZERO
                 } else {
                     self.control_ttl()

@@ -111,9 +111,9 @@ impl Fs {
     ) -> Result<(Attr, Duration)> {
         match child.target {
             Target::Control(number) => {
-                let ttl = match control.node(number).map(|node| &node.kind) {
-                    Some(Kind::Status(_)) => Duration::ZERO,
-                    _ => self.control_ttl(),
+                let ttl = match control.is_volatile(number) {
+                    true => Duration::ZERO,
+                    false => self.control_ttl(),
                 };
                 Ok((self.control_attr(control, number)?, ttl))
             }
@@ -138,7 +138,11 @@ impl Fs {
     /// Attributes of a node that is ours.
     pub(super) fn control_attr(&self, control: &Control, number: u64) -> Result<Attr> {
         let this = Node::control(number);
-        let node = control.node(number).ok_or(Error::Stale(this))?;
+        let Some(node) = control.node(number) else {
+            let (page, made) = self.list_as_seen(number).ok_or(Error::Stale(this))?;
+            let len = page.len() as u64;
+            return Ok(Attr::ours(this, FileType::File, 0o444, len, made));
+        };
         Ok(match &node.kind {
             Kind::Dir(children) => {
                 let dirs = children
@@ -172,6 +176,13 @@ impl Fs {
                 let (page, made) = self.page(*page);
                 Attr::ours(this, FileType::File, 0o444, page.len() as u64, made)
             }
+            Kind::Bytes(bytes) => {
+                Attr::ours(this, FileType::File, 0o444, bytes.len() as u64, node.mtime)
+            }
+            Kind::Page(page) => {
+                let (page, made) = self.list(control, number, *page, node.mtime)?;
+                Attr::ours(this, FileType::File, 0o444, page.len() as u64, made)
+            }
         })
     }
 
@@ -179,9 +190,15 @@ impl Fs {
     pub(super) fn control_content(&self, number: u64) -> Result<Arc<[u8]>> {
         let control = self.control();
         let this = Node::control(number);
-        match &control.node(number).ok_or(Error::Stale(this))?.kind {
+        let Some(node) = control.node(number) else {
+            let seen = self.list_as_seen(number).ok_or(Error::Stale(this))?;
+            return Ok(seen.0);
+        };
+        match &node.kind {
             Kind::Document(digest) => self.document(digest),
             Kind::Status(page) => Ok(self.page_as_seen(*page)),
+            Kind::Bytes(bytes) => Ok(Arc::from(&bytes[..])),
+            Kind::Page(page) => Ok(self.list(&control, number, *page, node.mtime)?.0),
             Kind::Dir(_) => Err(Error::IsDir(this)),
             Kind::Symlink(_) => Err(Error::WrongType(this)),
         }
@@ -202,6 +219,13 @@ impl Fs {
         if let Some(known) = self.documents.lock().get(digest) {
             return Ok(Arc::clone(known));
         }
+        let document = self.fetch_document(digest)?;
+        self.documents.lock().put(*digest, Arc::clone(&document));
+        Ok(document)
+    }
+
+    /// The same, past what is remembered.
+    pub(super) fn fetch_document(&self, digest: &Digest) -> Result<Arc<[u8]>> {
         let budget = crate::budget::Budget::current();
         if budget.quick {
             // Metad is asked over a connection that may be slow.
@@ -218,7 +242,6 @@ impl Fs {
         if Digest::of(&document) != *digest {
             return Err(Error::WrongDocument(*digest));
         }
-        self.documents.lock().put(*digest, Arc::clone(&document));
         Ok(document)
     }
 }
@@ -227,10 +250,6 @@ fn kind_of(control: &Control, child: &Child) -> FileType {
     match child.target {
         Target::Root(_) => FileType::Dir,
         Target::Erofs(..) => FileType::File,
-        Target::Control(number) => match control.node(number).map(|node| &node.kind) {
-            Some(Kind::Dir(_)) => FileType::Dir,
-            Some(Kind::Symlink(_)) => FileType::Symlink,
-            _ => FileType::File,
-        },
+        Target::Control(number) => control.file_type(number),
     }
 }

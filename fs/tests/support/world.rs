@@ -138,6 +138,8 @@ impl World {
             diff_id: Digest::of(&number.to_le_bytes()),
             number,
             index,
+            blobs: Vec::new(),
+            unpacked_bytes: 0,
         }
     }
 

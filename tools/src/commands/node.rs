@@ -162,6 +162,7 @@ fn file_system(
         deadline: keys.read_deadline(),
         verify,
         seed: seed(),
+        mountpoint: std::path::absolute(&context.places.mount)?,
         ..Config::default()
     };
     let pull_options = Arc::new(options::options(

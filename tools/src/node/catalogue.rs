@@ -11,9 +11,9 @@ use std::{
 };
 
 use harbour_fs::source::{
-    Catalogue, Extent, ImageEntry, IndexRef, LayerEntry, Pool, Snapshot, SourceError,
+    BlobEntry, Catalogue, Extent, ImageEntry, IndexRef, LayerEntry, Pool, Snapshot, SourceError,
 };
-use harbour_image::{digest::Digest, object::PackId};
+use harbour_image::{digest::Digest, manifest::Compression, object::PackId};
 use harbour_metad_client::{Client, Error as ClientError, v1};
 use harbour_pool::transport::{Read, RegionId, TransportError};
 use tokio::runtime::Handle;
@@ -356,6 +356,16 @@ fn layer_entry(layer: &v1::Layer) -> Option<LayerEntry> {
         diff_id: digest(&layer.diff_id)?,
         number: layer.number,
         index: index_ref(layer.index.as_ref()?)?,
+        blobs: layer.blobs.iter().filter_map(blob_entry).collect(),
+        unpacked_bytes: layer.unpacked_bytes,
+    })
+}
+
+fn blob_entry(blob: &v1::Blob) -> Option<BlobEntry> {
+    Some(BlobEntry {
+        digest: digest(&blob.digest)?,
+        len: blob.len_bytes,
+        compression: Compression::of_layer(&blob.media_type).ok()?,
     })
 }
 
