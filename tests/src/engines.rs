@@ -25,6 +25,7 @@ pub mod gate;
 pub mod images;
 pub mod net;
 pub mod packages;
+pub mod podman;
 mod process;
 
 pub use containerd::Containerd;
@@ -34,6 +35,7 @@ pub use gate::Gate;
 pub use images::{Image, Images};
 pub use net::Net;
 pub use packages::{Packages, Suite};
+pub use podman::Podman;
 
 /// Why this machine cannot have an engine: no failure, and no pass either.
 #[derive(Debug)]

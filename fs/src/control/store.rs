@@ -3,7 +3,7 @@
 //!
 //! ```text
 //! store/overlay/<layer>/{diff,link,lower}     diff leads to layers/…; lower names those below
-//! store/overlay/l/<6 characters>              leads there too, with a name that is short
+//! store/overlay/l/<6 characters>              leads to a layer's diff, with a name that is short
 //! store/overlay-layers/layers.{json,lock}
 //! store/overlay-images/images.{json,lock}
 //! store/overlay-images/<image>/…              manifest and config
@@ -22,7 +22,7 @@
 mod records;
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, HashMap, HashSet},
     hash::{DefaultHasher, Hash as _, Hasher as _},
     path::Path,
     sync::Arc,
@@ -39,8 +39,6 @@ use super::{
 };
 use crate::source::{ImageEntry, Snapshot};
 
-/// From a directory three levels down to the layers.
-const TO_LAYERS: &str = "../../../layers";
 /// Longest name in bytes.
 const NAME_MAX: usize = 255;
 /// When an image was made that does not say so.
@@ -222,8 +220,14 @@ impl Store {
             plan.dir(&format!("store/{dir}"));
         }
         plan.dir("layerstore");
-        for lower in self.lowers.iter().flatten() {
-            let target = format!("{TO_LAYERS}/{}", lower.dir);
+        let mut linked = HashSet::new();
+        for chain in &self.chains {
+            let lower = self.lower(chain.layer);
+            let Some(lower) = lower.filter(|_| linked.insert(chain.layer)) else {
+                continue;
+            };
+            // Podman 5.8 takes the layer's name out of it.
+            let target = format!("../{}/diff", chain.id.hex());
             plan.put("store/overlay/l", &lower.link, Leaf::Symlink(target));
         }
         for (place, chain) in (0..).zip(&self.chains) {
