@@ -14,6 +14,7 @@ use serde_json::json;
 use super::{
     Containerd, Net, Packages,
     containerd::{self, SNAPSHOTTER, client},
+    disk_bytes,
     process::{self, Daemon},
     with_log,
 };
@@ -187,6 +188,11 @@ impl Dockerd {
     /// All that both daemons keep.
     pub fn root(&self) -> PathBuf {
         self.dir.clone()
+    }
+
+    /// Bytes on disk of all that both daemons keep, logs aside.
+    pub fn disk_bytes(&self) -> Result<u64> {
+        Ok(disk_bytes(&self.data_root())? + disk_bytes(&self.containerd.root())?)
     }
 
     /// The last that both have said.
