@@ -9,7 +9,7 @@ use std::{fs, path::Path, process::Stdio, time::Duration};
 use anyhow::{Context as _, Result, ensure};
 use harbour_tests::{
     cluster::{Cluster, Part},
-    engines::{Dockerd, Row, Suite, When, row},
+    engines::{Dockerd, Row, Suite, When, docker::Store, row},
     layers::{Entry, Layout, digest, tar},
     shell,
 };
@@ -314,6 +314,44 @@ fn docker_28_has_images_of_the_pool_in_its_data_root() {
     row("Docker 28, data-root", When::Matrix, |row| {
         life(Suite::Sid, row)
     });
+}
+
+#[test]
+fn docker_28_with_its_images_in_containerd_is_refused() {
+    row(
+        "Docker 28, containerd store, no data-root",
+        When::Matrix,
+        |row| {
+            let scene = Scene::start_with(Suite::Sid, Store::Containerd, row)?;
+            let image = scene.site.reference(&scene.site.images.three);
+            scene.cluster.pull(&image)?;
+            let output = scene.try_harbour(&["attach", &image])?;
+            ensure!(
+                output.stderr.contains("harbour snapshotter"),
+                "{}",
+                output.stderr
+            );
+            // So it is where its configuration is not to be seen.
+            let root = scene.docker.data_root().display().to_string();
+            let host = format!("unix://{}", scene.docker.socket().display());
+            let words = [
+                "docker",
+                "attach",
+                &image,
+                "--data-root",
+                &root,
+                "--docker-host",
+                &host,
+            ];
+            let output = scene.cluster.run(words)?;
+            ensure!(
+                output.stderr.contains("containerd's store"),
+                "{}",
+                output.stderr
+            );
+            Ok(())
+        },
+    );
 }
 
 /// A data-root follows the catalogue, daemon or no daemon.

@@ -30,6 +30,10 @@ pub(super) struct Scene {
 
 impl Scene {
     pub(super) fn start(suite: Suite, row: &mut Row) -> Result<Self> {
+        Self::start_with(suite, Store::Overlay2, row)
+    }
+
+    pub(super) fn start_with(suite: Suite, store: Store, row: &mut Row) -> Result<Self> {
         let packages = suite.packages()?;
         row.version(packages.version("docker.io"));
         let site = Site::start()?;
@@ -41,7 +45,7 @@ impl Scene {
             net: &site.net,
             dir: &site.dir().join("d"),
             registry: &site.registry.host(),
-            store: Store::Overlay2,
+            store,
         })?;
         Ok(Self {
             docker,

@@ -206,19 +206,12 @@ fn detach(args: &Detach) -> anyhow::Result<ExitCode> {
 /// Has a running daemon remove an image by all names that we gave it, and forgets it. What nothing uses
 /// any more the daemon takes away itself.
 fn remove_by(root: &DataRoot, api: &Api, record: &Record) -> anyhow::Result<()> {
-    let others = Record::all(root)?;
-    let wanted = |name: &String| {
-        let mut others = others
-            .iter()
-            .filter(|other| other.image() != record.image());
-        others.any(|other| {
-            other.is_wanted() && other.id() == record.id() && other.names.contains(name)
-        })
+    let names = {
+        let _lock = root.lock()?;
+        apply::hand_over(root, record)?
     };
-    for name in apply::names_left(root, record)? {
-        if !wanted(&name) {
-            api.remove(&name)?;
-        }
+    for name in names {
+        api.remove(&name)?;
     }
     let _lock = root.lock()?;
     apply::forget(root, record)

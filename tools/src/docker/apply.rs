@@ -4,8 +4,6 @@
 //! then, all of that being on the disk, the names in one step; then what is not wanted goes the other way
 //! round. A daemon that starts in between finds a whole store, if not yet the whole of what was wanted.
 
-use std::collections::BTreeSet;
-
 use anyhow::Context as _;
 
 use super::{
@@ -91,21 +89,13 @@ pub fn is_whole(root: &DataRoot, record: &Record) -> anyhow::Result<bool> {
     Ok(true)
 }
 
-/// Names of an image that Docker still has, of those that we gave it.
-///
-/// # Errors
-/// What the file system says.
-pub fn names_left(root: &DataRoot, record: &Record) -> anyhow::Result<Vec<String>> {
+/// Names that Docker has from us for a record, each with the image that it means.
+fn names_left(root: &DataRoot, record: &Record) -> anyhow::Result<Vec<(String, String)>> {
     let names = Repositories::read(root)?;
     let id = record.id().to_string();
-    let own = record
-        .names
-        .iter()
-        .filter(|name| names.get(name) == Some(&id));
-    let mut left: Vec<String> = own.cloned().collect();
-    let former = record.former.iter();
-    let former = former.filter(|(name, id)| names.get(name) == Some(id));
-    left.extend(former.map(|(name, _)| name.clone()));
+    let given = record.given.iter().map(|name| (name.clone(), id.clone()));
+    let mut left: Vec<_> = given.chain(record.former.iter().cloned()).collect();
+    left.retain(|(name, id)| names.get(name) == Some(id));
     Ok(left)
 }
 
@@ -143,6 +133,12 @@ pub(super) fn apply_in_steps(
         files::sync(root.path())?;
     }
     rename(root, &mut records, &mut names, &mut report)?;
+    // Before the names are there: an end in between would leave names that nobody takes away.
+    for (record, before) in records.iter().zip(&before) {
+        if record.given != before.given {
+            record.write(root, &scratch)?;
+        }
+    }
     step()?;
     if names.write(&scratch)? {
         report.changed = true;
@@ -203,7 +199,7 @@ fn make(
 }
 
 /// Names that come and names that go. The last name of an image that a container has stays, as with
-/// `docker rmi`; so does one that another record wants for the same image.
+/// `docker rmi`.
 fn rename(
     root: &DataRoot,
     records: &mut [Record],
@@ -211,47 +207,74 @@ fn rename(
     report: &mut Report,
 ) -> anyhow::Result<()> {
     let containers = root.containers()?;
-    let wanted: BTreeSet<(String, String)> = records
-        .iter()
-        .filter(|record| record.is_wanted())
-        .flat_map(|record| {
-            record
-                .names
-                .iter()
-                .map(|name| (name.clone(), record.id().to_string()))
-        })
-        .collect();
     for record in records.iter_mut() {
         let id = record.id().to_string();
-        for (name, id) in &record.former {
-            names.remove(name, id);
-        }
-        if record.state == State::Pending {
-            record.names.iter().for_each(|name| names.set(name, &id));
-        }
-        if record.state != State::Leaving {
+        if record.state != State::Pending {
             continue;
         }
-        let going = |name: &String| !wanted.contains(&(name.clone(), id.clone()));
-        let going: Vec<String> = record
-            .names
-            .iter()
-            .filter(|name| going(name))
-            .cloned()
+        for name in &record.names {
+            if names.get(name) != Some(&id) && !record.given.contains(name) {
+                record.given.push(name.clone());
+            }
+            names.set(name, &id);
+        }
+    }
+    for at in 0..records.len() {
+        let id = records[at].id().to_string();
+        for (name, id) in records[at].former.clone() {
+            if !inherited(records, &name, &id) {
+                names.remove(&name, &id);
+            }
+        }
+        if records[at].state != State::Leaving {
+            continue;
+        }
+        let given = records[at].given.clone();
+        let going: Vec<String> = given
+            .into_iter()
+            .filter(|name| !inherited(records, name, &id))
             .collect();
         let last = names.names_of(&id).iter().all(|name| going.contains(name));
         match containers.get(&id).filter(|_| last) {
             Some(users) => {
-                let (name, users) = (record.name(), users.join(", "));
+                let (name, users) = (records[at].name(), users.join(", "));
                 let why =
                     format!("{name} stays in Docker: container {users} has it; docker rm it first");
                 report.kept.push(why);
-                record.state = State::Attached;
+                records[at].state = State::Attached;
             }
             None => going.iter().for_each(|name| names.remove(name, &id)),
         }
     }
     Ok(())
+}
+
+/// Lets a record that wants a name for the same image have it, when there is one.
+fn inherited(records: &mut [Record], name: &String, id: &str) -> bool {
+    let Some(heir) = records.iter_mut().find(|record| record.wants(name, id)) else {
+        return false;
+    };
+    if !heir.given.contains(name) {
+        heir.given.push(name.clone());
+    }
+    true
+}
+
+/// The same for a record that is about to be forgotten. To be called under [`DataRoot::lock`]. Gives the
+/// names that nobody else wants.
+///
+/// # Errors
+/// What the file system says.
+pub fn hand_over(root: &DataRoot, record: &Record) -> anyhow::Result<Vec<String>> {
+    let mut others = Record::all(root)?;
+    others.retain(|other| other.image() != record.image());
+    let mut left = names_left(root, record)?;
+    left.retain(|(name, id)| !inherited(&mut others, name, id));
+    let scratch = scratch(root)?;
+    for other in &others {
+        other.write(root, &scratch)?;
+    }
+    Ok(left.into_iter().map(|(name, _)| name).collect())
 }
 
 fn scratch(root: &DataRoot) -> anyhow::Result<Scratch> {

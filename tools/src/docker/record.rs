@@ -78,7 +78,10 @@ pub struct Record {
     pub state: State,
     /// It follows the catalogue.
     pub watched: bool,
-    /// Names that it had before, each with the ID of the image that it meant.
+    /// Those names that it has from us: others it had before, and they are not ours to take.
+    #[serde(default)]
+    pub given: Vec<String>,
+    /// Names that it had from us before, each with the ID of the image that it meant.
     pub former: Vec<(String, String)>,
 }
 
@@ -97,6 +100,7 @@ impl Record {
             mount,
             state: State::Pending,
             watched: false,
+            given: Vec::new(),
             former: Vec::new(),
         }
     }
@@ -138,14 +142,18 @@ impl Record {
     pub fn replace(&mut self, before: &Self) {
         self.former.clone_from(&before.former);
         let id = before.id();
-        if id != self.id() {
-            let gone = before
-                .names
-                .iter()
-                .filter(|name| !self.names.contains(name));
-            self.former
-                .extend(gone.map(|name| (name.clone(), id.to_string())));
+        if id == self.id() {
+            self.given.clone_from(&before.given);
+            return;
         }
+        for name in &before.given {
+            self.former.push((name.clone(), id.to_string()));
+        }
+    }
+
+    /// Whether it wants a name for an image.
+    pub fn wants(&self, name: &String, id: &str) -> bool {
+        self.is_wanted() && self.names.contains(name) && self.id().to_string() == id
     }
 
     fn file(root: &DataRoot, image: &ImageName) -> PathBuf {

@@ -175,7 +175,9 @@ impl DataRoot {
         if self.path.join("image").join(DRIVER).exists() {
             return Ok(());
         }
-        if self.path.join("rootfs/overlayfs").exists() {
+        // Where a daemon has been, and has left no images of its own.
+        let used = self.path.join("containers").exists() && !self.path.join("image").exists();
+        if used || self.path.join("rootfs/overlayfs").exists() {
             return Err(in_containerd(&self.path.display().to_string()));
         }
         match files::names(&self.path.join("image"))?.first() {
@@ -258,6 +260,9 @@ mod tests {
         let other = dir.path().join("other");
         fs::create_dir(&other).unwrap();
         assert!(find(&vfs, Some(&other)).is_ok());
+        fs::create_dir(other.join("containers")).unwrap();
+        let said = find("{}", Some(&other)).unwrap_err();
+        assert!(said.contains("containerd"), "{said}");
         fs::create_dir_all(other.join("image/btrfs")).unwrap();
         assert!(find("{}", Some(&other)).unwrap_err().contains("btrfs"));
         fs::create_dir_all(other.join("image/overlay2")).unwrap();

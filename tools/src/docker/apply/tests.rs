@@ -183,16 +183,20 @@ fn an_end_at_any_point_is_made_good() {
         let attached = apply_in_steps(&scene.root, &mut ends_after(n));
         apply(&scene.root).unwrap();
         assert_eq!(scene.tree(), full, "attach ended after {n}");
-        let mut leaving = record.clone();
-        leaving.state = State::Leaving;
-        want(&scene.root, &leaving).unwrap();
+        let leaving = || {
+            let found = Record::of(&scene.root, &record.image()).unwrap();
+            let mut leaving = found.unwrap();
+            leaving.state = State::Leaving;
+            want(&scene.root, &leaving).unwrap();
+        };
+        leaving();
         let detached = apply_in_steps(&scene.root, &mut ends_after(n));
         apply(&scene.root).unwrap();
         assert_eq!(scene.tree(), empty, "detach ended after {n}");
         // What was begun and is not wanted any more goes too.
         want(&scene.root, &record).unwrap();
         let _ = apply_in_steps(&scene.root, &mut ends_after(n));
-        want(&scene.root, &leaving).unwrap();
+        leaving();
         apply(&scene.root).unwrap();
         assert_eq!(
             scene.tree(),
@@ -300,17 +304,57 @@ fn what_people_do_in_docker_stands() {
     assert_eq!(scene.state("1"), Some(State::Removed));
     assert!(!scene.root.content(&record.id()).exists());
     // Attached again, the name is ours again; a newer image takes it over.
-    scene.want(&record);
+    let found = || Record::of(&scene.root, &record.image()).unwrap().unwrap();
+    let mut again = record.clone();
+    again.replace(&found());
+    scene.want(&again);
     assert_eq!(scene.meaning("ours:1"), Some(record.id().to_string()));
     let mut newer = Scene::record("1", &["a", "b"]);
     newer.manifest = digest("newer").to_string();
     newer.names[1] = format!("ours@{}", newer.manifest);
-    newer.replace(&record);
+    newer.replace(&found());
     scene.want(&newer);
     assert_eq!(scene.meaning("ours:1"), Some(newer.id().to_string()));
     assert_eq!(scene.meaning(&record.names[1]), None);
     assert!(!scene.root.content(&record.id()).exists());
     assert_eq!(scene.meaning("own:1"), Some(own));
+}
+
+#[test]
+fn what_docker_has_itself_is_not_taken_from_it() {
+    let scene = Scene::new();
+    let before = scene.tree();
+    let mut record = Scene::record("1", &["base"]);
+    record.repository = "library/own".into();
+    record.names = vec!["own:1".into(), "own@by-digest".into()];
+    scene.want(&record);
+    let id = record.id().to_string();
+    assert_eq!(scene.meaning("own@by-digest"), Some(id.clone()));
+    // Attached again it is no more ours than before.
+    let mut again = record.clone();
+    again.replace(&Record::of(&scene.root, &record.image()).unwrap().unwrap());
+    scene.want(&again);
+    let mut leaving = Record::of(&scene.root, &record.image()).unwrap().unwrap();
+    assert_eq!(leaving.given, ["own@by-digest"]);
+    leaving.state = State::Leaving;
+    scene.want(&leaving);
+    assert_eq!(scene.meaning("own:1"), Some(id));
+    assert_eq!(scene.tree(), before);
+}
+
+#[test]
+fn a_name_of_two_records_goes_with_the_second() {
+    let scene = Scene::new();
+    let before = scene.tree();
+    for tag in ["1", "2"] {
+        let mut record = Scene::record(tag, &["a"]);
+        record.names[1] = "ours@shared".into();
+        scene.want(&record);
+    }
+    scene.leave("1");
+    assert!(scene.meaning("ours:1").is_none() && scene.meaning("ours@shared").is_some());
+    scene.leave("2");
+    assert_eq!(scene.tree(), before);
 }
 
 #[test]
