@@ -18,6 +18,8 @@ use tempfile::TempDir;
 
 const LIMIT: Duration = Duration::from_secs(60);
 
+#[path = "setup/check.rs"]
+mod check;
 #[path = "setup/engines.rs"]
 mod engines;
 #[path = "setup/files.rs"]

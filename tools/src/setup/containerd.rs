@@ -65,7 +65,9 @@ pub fn edit(before: &str, wanted: &Wanted<'_>) -> Result<Edited, EditError> {
         );
     }
     let cri = wanted.cri && !off;
-    if cri && version == 1 {
+    // A new file says of which version it is, whoever it is for.
+    let new = lines.plain().trim().is_empty();
+    if version == 1 && (cri || new) {
         version = lift(&mut doc, wanted.release)?;
     }
     proxy(&mut doc, wanted)?;

@@ -371,8 +371,14 @@ fn docker(sample: Option<&Sample>, address: Option<&Path>) -> anyhow::Result<See
         vec!["--host".into(), format!("unix://{}", address.display())]
     });
     let docker = Tool::find("docker", common)?;
+    // An info without a daemon is no failure, only empty.
+    let version = ["version", "--format", "{{.Server.Version}}"];
+    docker.told_soon(
+        &version,
+        "is dockerd running? --address says where its socket is",
+    )?;
     let format = "{{.Driver}} {{range .DriverStatus}}{{index . 1}} {{end}}";
-    let info = docker.told_soon(&["info", "--format", format], "is dockerd running?")?;
+    let info = docker.told(&["info", "--format", format], LIMIT, "see its log")?;
     let driver = info.split_whitespace().next().unwrap_or_default();
     if driver != SNAPSHOTTER {
         return Err(failure::failure(

@@ -84,6 +84,11 @@ fn docker_needs_the_plugin_alone() {
             assert!(!edited.text.contains("version") && !edited.text.contains("[plugins"));
             assert_eq!(edited.notes.len(), usize::from(cri));
         }
+        let new = edit("", &wanted(release, false)).unwrap().text;
+        assert!(
+            new.starts_with("version = ") && !new.contains("[plugins"),
+            "{new}"
+        );
     }
 }
 
