@@ -89,6 +89,8 @@ struct Scene {
     /// By [`SIZES`].
     images: Vec<Pulled>,
     many: Vec<String>,
+    /// A small one that has nothing of the others.
+    other: String,
     lent: u64,
 }
 
@@ -141,6 +143,11 @@ impl Scene {
         let socket = cluster.run_dir().join("snapshotter.sock");
         let ours = start("o", docker::Store::Snapshotter(socket))?;
         let plain = start("p", docker::Store::Containerd)?;
+        let other = site.reference(&site.images.three);
+        cluster.pull(&other)?;
+        for docker in [&ours, &plain] {
+            docker.docker(&["pull", "--quiet", &other])?;
+        }
         let images = SIZES.into_iter().map(|size| Pulled {
             size,
             name: name(size),
@@ -148,6 +155,7 @@ impl Scene {
         Ok(Self {
             images: images.collect(),
             many: many.iter().map(|tag| name(tag)).collect(),
+            other,
             cluster,
             site,
             ours,
@@ -169,13 +177,20 @@ impl Scene {
         Ok(docker.disk_bytes()? + own)
     }
 
+    /// Nothing of the images is in a cache, and the engine is one that is in use: the programs of Docker are
+    /// read again from the disk by a container of another image.
+    fn cold(&self, docker: &docker::Dockerd) -> anyhow::Result<()> {
+        mounts::drop_caches(self.lent)?;
+        docker.run(&self.other).map(drop)
+    }
+
     /// Pull, first start, and away with it again.
     fn pulls(&self, size: usize, rounds: u32, report: &mut Report) -> anyhow::Result<()> {
         let Pulled { size, name } = &self.images[size];
         for round in 0..rounds {
             let mut said = format!("{size}, round {} of {rounds}:", round + 1);
             for (target, docker) in self.dockers() {
-                mounts::drop_caches(self.lent)?;
+                self.cold(docker)?;
                 let (sent, disk) = (self.site.gate.bytes(), self.disk(target, docker)?);
                 let begun = Instant::now();
                 docker.docker(&["pull", "--quiet", name])?;
@@ -247,7 +262,7 @@ impl Scene {
         for round in 0..rounds {
             let mut said = format!("{count} at once, round {} of {rounds}:", round + 1);
             for (target, docker) in self.dockers() {
-                mounts::drop_caches(self.lent)?;
+                self.cold(docker)?;
                 let begun = Instant::now();
                 let outcome: anyhow::Result<()> = std::thread::scope(|scope| {
                     let run = |number: usize| check(&docker.run(&self.many[number % IMAGES])?);

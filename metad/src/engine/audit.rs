@@ -7,7 +7,7 @@
 mod compare;
 mod findings;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 
 use harbour_metad_client::v1;
 
@@ -29,6 +29,10 @@ struct Kept {
     pulls: BTreeMap<u64, PullRow>,
     /// Packs that the policy knows.
     ranked: Vec<u64>,
+    /// Layers that engines have snapshots of, which may be in sight without an image.
+    used: HashSet<u32>,
+    /// So may others, until the next collection.
+    collects: bool,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -59,6 +63,8 @@ impl Kept {
             copies: copies.map(|(id, copy)| (*id, copy.row)).collect(),
             pulls: state.pulls.clone(),
             ranked: state.policy.known(),
+            used: state.used_numbers(),
+            collects: state.collect,
         }
     }
 }

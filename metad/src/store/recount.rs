@@ -19,6 +19,8 @@ pub(crate) struct Recount {
     pub(crate) packs: BTreeMap<u64, PackCount>,
     /// Pull and pack.
     pub(crate) pins: HashSet<(u64, u64)>,
+    /// Numbers of layers in sight that neither an image nor a pull refers to.
+    pub(crate) loose: Vec<u32>,
     /// Rows of the tables that are only counted, by what they are.
     pub(crate) rows: Vec<(&'static str, u64)>,
     /// Rows that should not be, by what is wrong with them; none with a count of 0.
@@ -74,11 +76,6 @@ const ASTRAY: &[(&str, &str)] = &[
         "SELECT count(*) FROM names JOIN images ON images.id = names.image WHERE images.state <> 1",
     ),
     (
-        "layers in sight that neither an image nor a pull refers to",
-        "SELECT count(*) FROM layers WHERE state = 1
-             AND id NOT IN (SELECT layer FROM image_layers UNION SELECT layer FROM layer_pins)",
-    ),
-    (
         "staged layers of no pull",
         "SELECT count(*) FROM layers WHERE state = 0 AND pull IS NULL",
     ),
@@ -122,6 +119,12 @@ impl Read<'_> {
             Ok(())
         })?;
         self.count_packs(&mut count)?;
+        let mut ask = self.connection.prepare_cached(
+            "SELECT number FROM layers WHERE state = 1
+                 AND id NOT IN (SELECT layer FROM image_layers UNION SELECT layer FROM layer_pins)",
+        )?;
+        let numbers = ask.query_map([], |row| row.get(0))?;
+        count.loose = numbers.collect::<Result<_, _>>()?;
         for (what, sql) in ROWS {
             count.rows.push((*what, self.count(sql)?));
         }

@@ -24,8 +24,12 @@ use crate::{
 
 pub(super) fn run(context: &Context, args: SnapshotterArgs) -> anyhow::Result<ExitCode> {
     context.places.create()?;
-    let _pid = daemon::PidFile::take(context, "snapshotter")?;
     let keys = args.keys.over(context.file.snapshotter.clone());
+    // Another one for another containerd has a socket, and a state, of its own.
+    let _pid = match keys.socket {
+        None => Some(daemon::PidFile::take(context, "snapshotter")?),
+        Some(_) => None,
+    };
     let runtime = context.runtime()?;
     runtime.block_on(async {
         let stop = Stop::on_signals()?;
@@ -47,6 +51,7 @@ pub(super) async fn serve(
 ) -> anyhow::Result<()> {
     let places = &context.places;
     let mounts = Places::new(places)?;
+    mounts.sweep();
     let path = keys
         .socket
         .clone()
@@ -83,7 +88,7 @@ pub(super) async fn serve(
         None => None,
     };
     tracing::info!(socket = %path.display(), snapshots = store.counts().0, "serving containerd");
-    let page = places.run.join("snapshotter.json");
+    let page = path.with_extension("json");
     let (served, (), (), (), ()) = tokio::join!(
         socket.serve(service, stop),
         catalogue.follow(stop),

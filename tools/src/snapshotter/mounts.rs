@@ -28,6 +28,9 @@ const OPTIONS_MAX: usize = 4095;
 /// Layers that one overlay can have (Linux, `OVL_MAX_STACK`).
 const LAYERS_MAX: usize = 500;
 
+/// Hex digits of a link's name.
+const LINK_LEN: usize = 8;
+
 /// Where layers and views are on this host.
 #[derive(Clone, Debug)]
 pub struct Places {
@@ -42,8 +45,6 @@ pub struct Places {
 /// A directory below a snapshot.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Lower {
-    /// Number of the snapshot that it is of; of a view, the highest of those that it stands for.
-    pub id: u64,
     /// The directory.
     pub dir: PathBuf,
     /// The layer that it is, when it is the mount's.
@@ -126,10 +127,8 @@ impl Places {
             if let Some((from, dir)) = &view
                 && *from == at
             {
-                let (id, dir) = (record.id, dir.clone());
                 lower.push(Lower {
-                    id,
-                    dir,
+                    dir: dir.clone(),
                     layer: None,
                 });
                 break;
@@ -149,7 +148,6 @@ impl Places {
                 })?;
             }
             lower.push(Lower {
-                id: record.id,
                 dir,
                 layer: record.layer,
             });
@@ -237,22 +235,37 @@ impl Places {
             source,
         };
         fs::create_dir_all(&self.links).map_err(failed)?;
-        let link = |lower: &Lower| {
-            let link = self.links.join(lower.id.to_string());
-            if fs::read_link(&link).is_ok_and(|dir| dir == lower.dir) {
+        let links = lower.iter().map(|lower| self.link(&lower.dir));
+        links.collect::<io::Result<_>>().map_err(failed)
+    }
+
+    /// Takes away links of snapshots that are gone. One that is wanted again is made again.
+    pub fn sweep(&self) {
+        for entry in fs::read_dir(&self.links).into_iter().flatten().flatten() {
+            let link = entry.path();
+            let dir = fs::read_link(&link).unwrap_or_default();
+            // The mount may not answer, and has no more layers than there are.
+            if !dir.starts_with(&self.mount) && fs::metadata(&dir).is_err() {
+                drop(fs::remove_file(link));
+            }
+        }
+    }
+
+    /// A link to `dir`, named by the beginning of its hash: as much of it as nothing else is named by.
+    fn link(&self, dir: &Path) -> io::Result<PathBuf> {
+        let name = Digest::of(dir.as_os_str().as_encoded_bytes()).hex();
+        for len in (LINK_LEN..=name.len()).step_by(4) {
+            let link = self.links.join(&name[..len]);
+            // Whoever else makes it at the same time makes the same one.
+            match symlink(dir, &link) {
+                Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+                done => return done.map(|()| link),
+            }
+            if fs::read_link(&link)? == dir {
                 return Ok(link);
             }
-            let fresh = self.links.join(format!("{}.new", lower.id));
-            drop(fs::remove_file(&fresh));
-            symlink(&lower.dir, &fresh)?;
-            fs::rename(&fresh, &link)?;
-            Ok(link)
-        };
-        lower
-            .iter()
-            .map(link)
-            .collect::<io::Result<_>>()
-            .map_err(failed)
+        }
+        Err(io::Error::other("all names are taken"))
     }
 }
 
@@ -318,7 +331,6 @@ mod tests {
         let places = places(dir.path());
         let lower = |count: u64, name: &str| -> Vec<Lower> {
             let lower = |id| Lower {
-                id,
                 dir: dir.path().join(format!("{name}-{id}")),
                 layer: None,
             };
@@ -357,8 +369,17 @@ mod tests {
             .unwrap();
         assert!(length(&many[0].options) <= OPTIONS_MAX, "{many:?}");
         assert_eq!(fs::read_dir(dir.path().join("l")).unwrap().count(), 100);
-        let link = fs::read_link(dir.path().join("l/99")).unwrap();
-        assert_eq!(link, dir.path().join(format!("{long}-99")));
+        // The same again are the same, and a name that something else has is passed over.
+        let [first, other] = ["a", "b"].map(Path::new);
+        let link = places.link(first).unwrap();
+        assert_eq!(places.link(first).unwrap(), link);
+        fs::remove_file(&link).unwrap();
+        symlink(other, &link).unwrap();
+        let longer = places.link(first).unwrap();
+        assert!(longer != link && fs::read_link(&longer).unwrap() == first);
+        let kept = places.link(dir.path()).unwrap();
+        places.sweep();
+        assert!(fs::symlink_metadata(&longer).is_err() && kept.exists());
         let most = places.mounts(&record(1, Kind::Active), &lower(501, &long), &own);
         assert!(matches!(most, Err(MountsError::TooMany(501))));
     }

@@ -47,6 +47,15 @@ pub(super) fn all(count: &Recount, kept: &Kept, findings: &mut Findings) -> Coun
         let (what, host, pid) = (&row.what, &row.host, row.pid);
         format!("{what:?} by {host} ({pid}), {} replicas", row.replicas)
     });
+    let astray = count
+        .loose
+        .iter()
+        .filter(|number| !kept.used.contains(number));
+    let astray = astray.count();
+    if astray > 0 && !kept.collects {
+        let what = "layers in sight that neither an image, a pull nor an engine refers to";
+        findings.differ(what, astray.to_string(), "0");
+    }
     for (what, found) in &count.astray {
         findings.differ(what.as_str(), found.to_string(), "0");
     }

@@ -98,6 +98,7 @@ fn what_engines_use_stays_in_sight_without_an_image() {
             layers.map(|layer| layer.number).collect::<Vec<_>>()
         };
         assert_eq!(numbers(&world), [number], "{way}");
+        world.books();
         match way {
             "release" => drop(using(&world, node, vec![])),
             "lease" => {}
