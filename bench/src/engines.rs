@@ -200,7 +200,6 @@ impl Scene {
                 check(&docker.run(name)?)?;
                 let first = begun.elapsed().as_secs_f64();
                 docker.docker(&["rmi", name])?;
-                docker.docker(&["image", "prune", "--force", "--all"])?;
                 report.add(&format!("pull {size}"), "", target, SECONDS, pull);
                 report.add(&format!("first start {size}"), "", target, SECONDS, first);
                 report.add(
