@@ -341,14 +341,13 @@ impl Threshold {
             Bound::Speed(base, least) => format!("at least {least} times the speed of {base}"),
             Bound::Time(base, most) => format!("at most {most} of the time of {base}"),
             Bound::AtMost(most) => {
-                format!(
-                    "at most {most} {}",
-                    if self.command == "ingest" {
-                        "MiB"
-                    } else {
-                        "ms"
-                    }
-                )
+                let unit = match (self.command, self.workload) {
+                    ("ingest", _) => "MiB",
+                    ("engines", work) if work.starts_with("pull") => "s",
+                    ("engines", _) => "KiB",
+                    _ => "ms",
+                };
+                format!("at most {most} {unit}")
             }
             Bound::AtLeast(least) => format!("at least {least} thousand a second"),
             Bound::Growth(workload, most) => format!("at most {most} times its own {workload:?}"),
