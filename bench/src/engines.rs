@@ -15,6 +15,7 @@ use harbour_bench::layout::{Image, Layer, Layout};
 use harbour_tests::{
     cluster::{Cluster, Part},
     engines::{Site, Suite, disk_bytes, docker},
+    layers::noise,
 };
 
 use crate::{
@@ -329,7 +330,7 @@ fn make_images(
     for (size, megabytes) in SIZES.into_iter().zip([100_u64, 1000]) {
         let all = if quick { megabytes / 10 } else { megabytes } * 1_000_000;
         let left = all.saturating_sub(root.blob_bytes);
-        let noise = noise(usize::try_from(left)?, megabytes);
+        let noise = noise(megabytes, usize::try_from(left)?);
         let noise = layer(&mut layout, place, "noise", &noise)?;
         images.push(layout.runnable(size, &[root.clone(), noise, program.clone()], COMMAND)?);
     }
@@ -357,18 +358,4 @@ fn layer(layout: &mut Layout, place: &Place, name: &str, content: &[u8]) -> anyh
     tar.append_data(&mut header, name, content)?;
     tar.into_inner()?.sync_all()?;
     layout.import_tar(&path)
-}
-
-/// Bytes that do not compress: xorshift64*.
-fn noise(len: usize, seed: u64) -> Vec<u8> {
-    let mut state = seed | 1;
-    let mut bytes = Vec::with_capacity(len + 8);
-    while bytes.len() < len {
-        state ^= state >> 12;
-        state ^= state << 25;
-        state ^= state >> 27;
-        bytes.extend(state.wrapping_mul(0x2545_F491_4F6C_DD1D).to_le_bytes());
-    }
-    bytes.truncate(len);
-    bytes
 }

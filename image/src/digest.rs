@@ -28,6 +28,15 @@ impl Digest {
         Self(sha2::Sha256::digest(data).into())
     }
 
+    /// The chain ID of a layer with this diff ID on top of the chain `below` (OCI image specification,
+    /// "Layer ChainID").
+    pub fn chained(&self, below: Option<Self>) -> Self {
+        match below {
+            None => *self,
+            Some(below) => Self::of(format!("{below} {self}").as_bytes()),
+        }
+    }
+
     /// The 32 raw bytes.
     pub const fn as_bytes(&self) -> &[u8; 32] {
         &self.0

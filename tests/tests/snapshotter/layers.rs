@@ -2,7 +2,7 @@
 
 use std::{collections::HashMap, fs, path::Path, time::Duration};
 
-use harbour::snapshotter::{known::chain_id, proto::types::Mount};
+use harbour::snapshotter::proto::types::Mount;
 use harbour_tests::{
     cluster::{Cluster, Part, Pulled},
     layers::{Blob, Entry, Layout, digest, tar},
@@ -66,8 +66,8 @@ impl Image {
     fn layers(&self, image: &str) -> Vec<(String, HashMap<String, String>)> {
         let mut chain = None;
         let label = |blob: &Blob| {
-            let diff_id = blob.diff_id.parse().unwrap();
-            let top = chain_id(chain, diff_id);
+            let diff_id: harbour_image::digest::Digest = blob.diff_id.parse().unwrap();
+            let top = diff_id.chained(chain);
             chain = Some(top);
             let pairs = [
                 (REF, top.to_string()),

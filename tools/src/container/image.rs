@@ -3,7 +3,6 @@
 use std::{
     fs::File,
     io::{self, Read as _},
-    os::unix::fs::MetadataExt as _,
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -21,6 +20,7 @@ use crate::{
     bounded,
     config::Places,
     failure::{self, Code},
+    node::views::is_mounted,
 };
 
 /// Longest wait for the mount.
@@ -143,14 +143,6 @@ fn layers(mount: &Path, diff_ids: &[Digest]) -> Vec<PathBuf> {
         }
     }
     lower
-}
-
-fn is_mounted(dir: &Path) -> bool {
-    let device = |path: &Path| path.metadata().map(|meta| meta.dev());
-    match (device(dir), dir.parent().map(device)) {
-        (Ok(own), Some(Ok(parent))) => own != parent,
-        _ => false,
-    }
 }
 
 fn read(path: &Path, most: u64) -> io::Result<Vec<u8>> {

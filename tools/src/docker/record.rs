@@ -226,10 +226,7 @@ impl Record {
 pub(super) fn chains(diff_ids: &[Digest]) -> Vec<Digest> {
     let mut chains: Vec<Digest> = Vec::with_capacity(diff_ids.len());
     for diff_id in diff_ids {
-        chains.push(match chains.last() {
-            None => *diff_id,
-            Some(below) => Digest::of(format!("{below} {diff_id}").as_bytes()),
-        });
+        chains.push(diff_id.chained(chains.last().copied()));
     }
     chains
 }

@@ -2,8 +2,8 @@
 
 use std::{
     collections::BTreeSet,
-    os::unix::ffi::OsStrExt,
-    path::PathBuf,
+    os::unix::{ffi::OsStrExt, fs::MetadataExt as _},
+    path::{Path, PathBuf},
     sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError},
     thread,
     time::Duration,
@@ -218,6 +218,15 @@ fn keep(views: &FastViews, shared: &(Mutex<Wanted>, Condvar)) {
 
 fn lock(shared: &(Mutex<Wanted>, Condvar)) -> MutexGuard<'_, Wanted> {
     shared.0.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Whether something is mounted on `dir`.
+pub fn is_mounted(dir: &Path) -> bool {
+    let device = |path: &Path| path.metadata().map(|meta| meta.dev());
+    match (device(dir), dir.parent().map(device)) {
+        (Ok(own), Some(Ok(parent))) => own != parent,
+        _ => false,
+    }
 }
 
 /// Detaches every mount that is left of these places; tells how many there were.

@@ -15,14 +15,6 @@ use crate::stop::Stop;
 /// Pause before metad is asked again after a failure.
 const RETRY: Duration = Duration::from_millis(250);
 
-/// The chain ID of a layer on top of `parent` (OCI image specification, "Layer ChainID").
-pub fn chain_id(parent: Option<Digest>, diff_id: Digest) -> Digest {
-    match parent {
-        None => diff_id,
-        Some(parent) => Digest::of(format!("{parent} {diff_id}").as_bytes()),
-    }
-}
-
 /// One generation of the catalogue.
 #[derive(Debug, Default)]
 pub struct Known {
@@ -53,7 +45,7 @@ impl Known {
         for image in &snapshot.images {
             let diff_ids: Option<Vec<_>> = image.diff_ids.iter().map(|id| digest(id)).collect();
             let diff_ids = diff_ids.unwrap_or_default().into_iter();
-            let top = diff_ids.fold(None, |chain, diff_id| Some(chain_id(chain, diff_id)));
+            let top = diff_ids.fold(None, |chain, diff_id| Some(diff_id.chained(chain)));
             if let (Some(top), Some(manifest)) = (top, digest(&image.manifest)) {
                 let manifests = known.images.entry(top).or_default();
                 if !manifests.contains(&manifest) {
@@ -72,7 +64,7 @@ impl Known {
         wanted: Digest,
         blob: Option<Digest>,
     ) -> Option<Digest> {
-        let fits = |diff_id: &Digest| chain_id(parent, *diff_id) == wanted;
+        let fits = |diff_id: &Digest| diff_id.chained(parent) == wanted;
         let by_blob = blob
             .and_then(|blob| self.blobs.get(&blob))
             .filter(|id| fits(id));

@@ -8,19 +8,19 @@
 
 use std::{
     fs, io,
-    os::unix::fs::{MetadataExt as _, symlink},
+    os::unix::fs::symlink,
     path::{Path, PathBuf},
 };
 
 use harbour_image::digest::Digest;
 
 use super::{
-    known::{Known, chain_id},
+    known::Known,
     proto::types::Mount,
     store::Store,
     table::{Kind, Record},
 };
-use crate::config;
+use crate::{config, node::views::is_mounted};
 
 /// What mount(2) takes of options: a page less the terminating zero (mount(2), `data`).
 const OPTIONS_MAX: usize = 4095;
@@ -160,7 +160,7 @@ impl Places {
         let mut found = None;
         let mut chain = None;
         for (at, record) in below.iter().enumerate().rev() {
-            let top = chain_id(chain, record.layer?);
+            let top = record.layer?.chained(chain);
             let dirs = known.images(&top).iter();
             let mut dirs = dirs.map(|manifest| self.views.join(manifest.short()));
             if let Some(dir) = dirs.find(|dir| is_mounted(dir)) {
@@ -281,14 +281,6 @@ fn mount(kind: &str, source: &Path, options: Vec<String>) -> Mount {
 /// As mount(2) gets them: those that are flags are counted too, which is a little more than it is.
 fn length(options: &[String]) -> usize {
     options.iter().map(|option| option.len() + 1).sum()
-}
-
-fn is_mounted(dir: &Path) -> bool {
-    let device = |path: &Path| path.metadata().map(|meta| meta.dev());
-    match (device(dir), dir.parent().map(device)) {
-        (Ok(own), Some(Ok(parent))) => own != parent,
-        _ => false,
-    }
 }
 
 #[cfg(test)]

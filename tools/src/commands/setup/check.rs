@@ -164,13 +164,12 @@ fn sample(context: &Context, named: Option<&str>) -> anyhow::Result<Option<Sampl
 
 /// The name that engines give the snapshot of all of these layers.
 fn chain(diff_ids: &[Vec<u8>]) -> Option<String> {
-    let mut diff_ids = diff_ids
+    let diff_ids: Option<Vec<Digest>> = diff_ids
         .iter()
-        .map(|id| format!("sha256:{}", hex::encode(id)));
-    let first = diff_ids.next()?;
-    Some(diff_ids.fold(first, |below, id| {
-        Digest::of(format!("{below} {id}").as_bytes()).to_string()
-    }))
+        .map(|id| Some(Digest::from_bytes(id.as_slice().try_into().ok()?)))
+        .collect();
+    let chain = |below, id: Digest| Some(id.chained(below));
+    Some(diff_ids?.into_iter().fold(None, chain)?.to_string())
 }
 
 /// Whether a registry is asked without TLS: one on this host, or one that the configuration names so.
