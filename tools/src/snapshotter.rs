@@ -4,7 +4,7 @@
 //! containerd is about to unpack the layer it is told that it has it already. What is written on top of it
 //! (containers, builds) lies in a directory of its own, as with containerd's overlayfs snapshotter.
 //!
-//! [`service`] speaks containerd's protocol; [`table`] has the snapshots and their rules, and [`journal`]
+//! [`service`] speaks containerd's protocol, and `layers` finds layers for it; [`table`] has the snapshots and their rules, and [`journal`]
 //! keeps them on the disk; [`known`] follows metad's catalogue and tells layers by chain ID; [`bring`] pulls
 //! images that are missing; [`mounts`] says what containerd is to mount; [`uses`] has metad keep what
 //! snapshots stand on; [`filter`] reads containerd's filters.
@@ -14,6 +14,7 @@ pub mod figures;
 pub mod filter;
 pub mod journal;
 pub mod known;
+mod layers;
 pub mod mounts;
 pub mod serve;
 pub mod service;
